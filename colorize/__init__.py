@@ -1,0 +1,13 @@
+"""Colour for black-and-white photographs.
+
+>>> from colorize import Colorizer
+>>> colorizer = Colorizer.from_pretrained("checkpoints/unet-attention-gan")
+>>> colorizer("photo.jpg").save("colour.png")
+"""
+
+from .colorizer import Colorizer
+from .hub import CheckpointError, load, snapshots
+from .picture import Picture, PictureError, read
+
+__version__ = "0.1.0"
+__all__ = ["CheckpointError", "Colorizer", "Picture", "PictureError", "load", "read", "snapshots"]
