@@ -1,0 +1,86 @@
+"""The model card of a checkpoint: what it is, how it was trained, how well it does, where it fails."""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from colorize.atomic import atomic
+from colorize.hub import CARD
+
+NO_RECIPE = {"dataset", "data_note", "run", "workers"}  # flags that say nothing of the recipe
+
+TEXT = """# {name}
+
+{summary}
+
+```python
+from colorize import Colorizer
+
+Colorizer.from_pretrained("checkpoints/{name}")("photo.jpg").save("colour.png")
+```
+
+## Training
+
+Command:
+
+```bash
+{command}
+```
+
+| setting | value |
+|---|---|
+| parameters | {parameters:,} |
+{settings}
+
+## Data
+
+{data}
+
+## Figures
+
+On {pictures} validation pictures of {size} x {size} pixels, none of them trained on. PSNR and L1 reward grey: see the gray row.
+
+| | L1 of ab | PSNR, dB | colourfulness, share of the truth's |
+|---|---|---|---|
+| gray | {gray_l1:.4f} | {gray_psnr:.2f} | 0.00 |
+| {name} | {l1:.4f} | {psnr:.2f} | {colourfulness_ratio:.2f} |
+
+## Where it fails
+
+{failures}
+"""
+
+
+def model_card(
+    name: str, summary: str, failures: str, command: str, args: argparse.Namespace, parameters: int, figures: dict
+) -> str:
+    """The text of README.md. `figures` are those of `validation.validate`."""
+    settings = {k: v for k, v in vars(args).items() if k not in NO_RECIPE and v is not None}
+    dataset = str(args.dataset)
+    results = [
+        EvalResult(
+            task_type="image-to-image",
+            dataset_type="images",
+            dataset_name=dataset,
+            metric_type=k,
+            metric_value=round(figures[k], 4),
+        )
+        for k in ("psnr", "colourfulness_ratio", "l1")
+    ]
+    data = ModelCardData(
+        license="apache-2.0", library_name="colorize", pipeline_tag="image-to-image", tags=["image-colorization"],
+        metrics=["psnr"], model_name=name, eval_results=results,
+    )  # fmt: skip
+    text = TEXT.format(
+        name=name, summary=summary, failures=failures, command=command, parameters=parameters,
+        settings="\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in settings.items()),
+        data=args.data_note or f"`{dataset}`; the licence of its pictures is not known to this program.",
+        pictures=args.validation_pictures, size=args.image_size, **figures,
+    )  # fmt: skip
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def write_card(card: str, folder: Path) -> None:
+    with atomic(folder / CARD) as path:
+        path.write_text(card)
