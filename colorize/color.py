@@ -101,25 +101,26 @@ def fit_gamut(lab: torch.Tensor, steps: int = 10) -> torch.Tensor:
     (B, 3, H, W) Lab -> the same. The share of the chroma that fits is bisected along the line to gray, `steps` halvings
     (10: within a thousandth of the chroma). Colours in gamut come back untouched. Clipping RGB instead changes all three.
     """
-    slack = 2e-5  # rounding in float32 must not make white or a pure primary count as outside
-    flat = _float(lab).movedim(1, -1).reshape(-1, 3)  # (N, 3)
-
-    def outside(points):  # (M, 3) -> (M,)
-        linear = _lab_to_linear(points.T[None, :, :, None])[0, :, :, 0]  # (3, M)
-        return ((linear < -slack) | (linear > 1 + slack)).any(0)
-
-    index = outside(flat).nonzero()[:, 0]
-    if len(index) == 0:
+    x = _float(lab)
+    outside = _outside(x)  # (B, H, W)
+    if not outside.any():
         return lab
-    points = flat[index]  # (M, 3)
-    low, high = torch.zeros_like(points[:, :1]), torch.ones_like(points[:, :1])
+    fitted = x.movedim(1, -1).clone()  # (B, H, W, 3)
+    lightness, ab = fitted[outside].split((1, 2), dim=1)  # (N, 1), (N, 2)
+    low, high = torch.zeros_like(lightness), torch.ones_like(lightness)
     for _ in range(steps):
         share = (low + high) / 2
-        out = outside(torch.cat((points[:, :1], points[:, 1:] * share), dim=1))[:, None]
+        out = _outside(torch.cat((lightness, ab * share), dim=1)[:, :, None, None])[:, 0]  # (N, 1)
         low, high = torch.where(out, low, share), torch.where(out, share, high)
-    flat = flat.index_copy(0, index, torch.cat((points[:, :1], points[:, 1:] * low), dim=1))
-    b, _, h, w = lab.shape
-    return flat.reshape(b, h, w, 3).movedim(-1, 1).to(lab.dtype)
+    fitted[outside] = torch.cat((lightness, ab * low), dim=1)
+    return fitted.movedim(-1, 1).to(lab.dtype)
+
+
+def _outside(lab: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) Lab -> (B, H, W) bool: sRGB cannot show it."""
+    slack = 2e-5  # rounding in float32 must not make white or a pure primary count as outside
+    linear = _lab_to_linear(lab)
+    return ((linear < -slack) | (linear > 1 + slack)).any(dim=1)
 
 
 def lab_to_network(lab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,39 +2,59 @@
 
 import logging
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from colorize.color import lab_to_network, rgb_to_lab
+from colorize.picture import SUFFIXES
 
 log = logging.getLogger(__name__)
 
 
-def open_dataset(dataset: str):
-    """A folder of pictures, a `datasets` folder or a Hub id -> (training rows, validation rows).
+def open_dataset(dataset: str) -> tuple[Sequence, Sequence]:
+    """A folder of pictures, a `datasets` folder (parquet) or a Hub id -> (training rows, validation rows).
 
-    The rows have one column, `image`, not yet decoded. Without a validation split, every twentieth picture is held out.
+    A row is `{"image": {"bytes": ..., "path": ...}}`, not yet decoded. The splits are named `train` and `validation`; without
+    them, every twentieth picture is held out for validation.
     """
-    import datasets  # here, so that `--help` does not wait for it
-
-    def split(name):
-        # Parquet files are opened split by split: the columns beside `image` may differ between them.
-        shards = sorted(str(p) for p in Path(dataset).glob(f"**/{name}*.parquet"))
-        rows = datasets.load_dataset("parquet", data_files=shards) if shards else datasets.load_dataset(str(dataset))
-        rows = rows["train"] if shards else rows.get(name)
-        return rows and rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-
-    train, validation = split("train"), split("validation")
-    if train is None:
-        raise ValueError(f"{dataset} has no split named train")
+    folder = Path(dataset)
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        splits = [folder / "train", folder / "validation"]
+        train, validation = map(_pictures, splits) if all(map(Path.is_dir, splits)) else (_pictures(folder), None)
+    else:
+        train, validation = _split(dataset, "train"), _split(dataset, "validation")
+    if not train:
+        raise SystemExit(
+            f"{dataset} holds no pictures to train on: name a folder of pictures, or a data set with a split `train`"
+        )
     if validation is None:
         held_out = range(0, len(train), 20)
-        validation, train = train.select(held_out), train.select(sorted(set(range(len(train))) - set(held_out)))
+        kept = [i for i in range(len(train)) if i % 20]
+        train, validation = Subset(train, kept), Subset(train, held_out)
     return train, validation
+
+
+def _pictures(folder: Path) -> list[dict]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return [{"image": {"bytes": None, "path": str(p)}} for p in files]
+
+
+def _split(dataset: str, split: str) -> Sequence | None:
+    try:
+        import datasets  # here, since a folder of pictures does without
+    except ImportError as error:
+        raise SystemExit(f"{dataset} is read with `datasets`: python -m pip install -e '.[train]'") from error
+
+    # Parquet files are opened split by split: the columns beside `image` may differ between them.
+    shards = sorted(str(p) for p in Path(dataset).rglob(f"{split}*.parquet"))
+    rows = datasets.load_dataset("parquet", data_files=shards) if shards else datasets.load_dataset(str(dataset))
+    rows = rows.get("train" if shards else split)
+    return rows and rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
 
 
 class Photos(Dataset):
@@ -45,7 +65,7 @@ class Photos(Dataset):
     takes its place.
     """
 
-    def __init__(self, rows, size: int, augment: bool):
+    def __init__(self, rows: Sequence, size: int, augment: bool):
         self.rows, self.size, self.augment = rows, size, augment
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from card import model_card, write_card
 from colorize import hub
 from colorize.models import Critic, CriticConfig
 from data import to_network
-from run import command, endless, num_parameters, parser, start
+from run import command, num_parameters, parser, start, take
 from validation import validate, write_png
 
 REAL, FAKE = 0.9, 0.1  # smoothed labels: a critic that is never quite sure keeps giving gradients
@@ -64,7 +64,7 @@ def main() -> None:
     checkpoint, history = args.run / "checkpoint", []
     epoch_steps = args.epoch_steps or len(batches)
     steps = args.epochs * epoch_steps
-    bar = tqdm(endless(batches), total=steps, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(take(batches, steps), total=steps, unit="step", disable=not accelerator.is_main_process)
     for step, batch in enumerate(bar, start=1):
         lightness, ab = to_network(batch)
 
@@ -89,7 +89,7 @@ def main() -> None:
         critic_optimizer.step()
         critic_optimizer.zero_grad()
 
-        if step % 20 == 0:
+        if step == 1 or step % 20 == 0:
             losses = {"l1": distance.item(), "generator": fooled.item(), "critic": caught.item()}
             bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()})
             accelerator.log({f"train/{k}": v for k, v in losses.items()}, step)
@@ -111,8 +111,6 @@ def main() -> None:
                 for folder in (checkpoint / "snapshots" / epoch, checkpoint):
                     hub.save(net, folder)
                 write_card(card, checkpoint)
-            if step >= steps:
-                break
     accelerator.end_training()
 
 

@@ -6,6 +6,7 @@ A run lives in one folder, `runs/NAME` by default: `settings.json`, `logs/` for 
 
 import argparse
 import importlib.util
+import itertools
 import json
 import logging
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.utils.data import Subset
 
 from colorize.atomic import atomic
 from data import Photos, loader, open_dataset
@@ -56,15 +58,15 @@ def start(args: argparse.Namespace):
         raise SystemExit(
             f"{args.dataset}: {len(rows)} pictures are less than one batch of {args.batch_size}; lower --batch-size"
         )
-    held_out = held_out.select(range(min(args.validation_pictures, len(held_out))))
+    held_out = Subset(held_out, range(min(args.validation_pictures, len(held_out))))
     photos, held_out = Photos(rows, args.image_size, augment=True), Photos(held_out, args.image_size, augment=False)
     return accelerator, loader(photos, args.batch_size, args.workers), loader(held_out, args.batch_size, 0)
 
 
-def endless(batches):
-    """The batches of one epoch after the other."""
-    while True:
-        yield from batches
+def take(batches, steps: int):
+    """So many batches, through the data as often as that takes."""
+    epochs = (batch for _ in itertools.count() for batch in batches)
+    return itertools.islice(epochs, steps)
 
 
 def command() -> str:

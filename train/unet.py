@@ -18,7 +18,7 @@ from card import model_card, write_card
 from colorize import hub
 from colorize.models import UNet, UNetConfig
 from data import to_network
-from run import command, endless, num_parameters, parser, start
+from run import command, num_parameters, parser, start, take
 from validation import validate, write_png
 
 FAILURES = """Minimising L1 means predicting the colour in the middle of all that are plausible: results are muted, "a
@@ -61,7 +61,7 @@ def main() -> None:
 
     steps = args.epochs * (args.epoch_steps or len(batches))
     best, best_figures, misses = math.inf, {}, 0
-    bar = tqdm(endless(batches), total=steps, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(take(batches, steps), total=steps, unit="step", disable=not accelerator.is_main_process)
     for step, batch in enumerate(bar, start=1):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * rate(step - 1, args.warmup_steps, steps)
@@ -72,7 +72,7 @@ def main() -> None:
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0:
+        if step == 1 or step % 20 == 0:
             bar.set_postfix(l1=f"{loss.item():.4f}", lr=f"{group['lr']:.1e}", best=f"{best:.4f}")
             accelerator.log({"train/l1": loss.item(), "learning_rate": group["lr"]}, step)
 
@@ -87,7 +87,7 @@ def main() -> None:
                     best_figures = figures
                     hub.save(accelerator.unwrap_model(model), args.run / "checkpoint")
             best = min(best, figures["l1"])
-            if misses >= args.patience or step >= steps:
+            if misses >= args.patience:
                 break
 
     if accelerator.is_main_process:
