@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -342,29 +343,14 @@ def test_what_the_hub_refuses(repos, root, tmp_path):
     assert not [path for path in server.asked if path.endswith(".bin")]
 
 
-ELSEWHERE = """
-import json
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
-from colorize.models import MODELS
-
-with open(hf_hub_download("user/repo", "config.json")) as file:
-    config = json.load(file)
-network, config_class = MODELS[config["architecture"]]
-model = network(config_class(**config)).eval()
-model.load_state_dict(load_file(hf_hub_download("user/repo", "model.safetensors")))
-"""
-SHORT = """
-from colorize.hub import load
-
-model = load("user/repo", revision="epoch-010")  # a folder, or a Hub id and any of its revisions
-"""
-
-
 def test_use_in_another_project(repos, root, tmp_path):
-    assert max(len(snippet.strip().splitlines()) for snippet in (ELSEWHERE, SHORT)) <= 12
+    """As the README says it."""
+    readme = (root / "README.md").read_text()
+    snippets = [b for b in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "user/repo" in b]
+    assert len(snippets) == 2 and max(len(snippet.splitlines()) for snippet in snippets) <= 12
+    assert "hf_hub_download" in snippets[1]
     show = "\nprint(model.up[1].bias[0].item(), next(model.parameters()).dtype)\n"
-    program = (ELSEWHERE + show + SHORT + show).replace("user/repo", "user/good").replace("epoch-010", "epoch-10")
+    program = "".join(snippet + show for snippet in snippets).replace("user/repo", "user/good").replace("epoch-010", "epoch-10")
     with serve(repos) as server:
         printed = run(program, url=server.url, home=tmp_path, root=root)
-    assert printed.split() == ["99.0", "torch.float32", "10.0", "torch.float32"]
+    assert printed.split() == ["10.0", "torch.float32", "99.0", "torch.float32"]

@@ -1,11 +1,12 @@
 """The house rules that a test can keep: which way imports flow, what the package promises, what the README says."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import tomllib
 
 import colorize
 
@@ -62,6 +63,29 @@ def test_ci_runs_the_tests_exactly_as_the_readme_says(root):
     assert line in (root / ".ci" / "run").read_text().splitlines()
 
 
+def test_readme_commands_colour_pictures(root, tmp_path):
+    """In a folder with the examples and a scan, as the lines stand there."""
+    (tmp_path / "examples").symlink_to(root / "examples")
+    colorize.read(next((root / "examples").glob("*.jpg"))).save(tmp_path / "scan.tif")
+    lines = [c for c in commands(root) if c.startswith("colorize ")]
+    assert len(lines) == 3
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        "\n".join(["set -e", *lines]), shell=True, cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "colour").iterdir())) == len(list((root / "examples").glob("*.jpg")))
+    assert (tmp_path / "colour.tif").exists() and "unet-attention-gan" in done.stdout
+
+
+def test_readme_python_colours_a_picture(root, tmp_path):
+    readme = (root / "README.md").read_text()
+    snippet = next(b for b in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "Colorizer" in b)
+    (tmp_path / "examples").symlink_to(root / "examples")
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
+    assert colorize.read(tmp_path / "colour.png").pixels.ndim == 3
+
+
 def test_readme_names_files_that_are_there(root):
     readme = (root / "README.md").read_text()
     tree = re.search(r"```text\n(.*?)```", readme, flags=re.S).group(1)
@@ -81,6 +105,7 @@ def test_requirements_cover_what_the_library_needs(root):
     names = lambda lines: {re.match(r"[\w-]+", line).group().replace("-", "_").lower() for line in lines}  # noqa: E731
     required = names(line for line in (root / "requirements.txt").read_text().splitlines() if line)
     assert required == {"gradio", "torch", "huggingface_hub", "safetensors", "accelerate", "opencv_python", "numpy", "pytest"}
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert names(project["dependencies"]) - required <= {"pillow", "tqdm"}  # gradio brings the one, huggingface_hub the other
 

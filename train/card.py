@@ -31,6 +31,7 @@ Command:
 | setting | value |
 |---|---|
 | parameters | {parameters:,} |
+| trained for | {spent} |
 {settings}
 
 ## Data
@@ -52,10 +53,11 @@ On {pictures} validation pictures of {size} x {size} pixels, none of them traine
 """
 
 
-def model_card(
-    name: str, summary: str, failures: str, command: str, args: argparse.Namespace, parameters: int, figures: dict
-) -> str:
-    """The text of README.md. `figures` are those of `validation.validate`."""
+def model_card(name: str, args: argparse.Namespace, figures: dict, **words: str | int) -> str:
+    """The text of README.md.
+
+    `args` are the program's flags, `figures` those of `validation.validate`, `words` what else `TEXT` has blanks for.
+    """
     settings = {k: v for k, v in vars(args).items() if k not in NO_RECIPE and v is not None}
     dataset = str(args.dataset)
     results = [
@@ -73,10 +75,10 @@ def model_card(
         metrics=["psnr"], model_name=name, eval_results=results,
     )  # fmt: skip
     text = TEXT.format(
-        name=name, summary=summary, failures=failures, command=command, parameters=parameters,
+        name=name,
         settings="\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in settings.items()),
         data=args.data_note or f"`{dataset}`; the licence of its pictures is not known to this program.",
-        pictures=args.validation_pictures, size=args.image_size, **figures,
+        pictures=args.validation_pictures, size=args.image_size, **figures, **words,
     )  # fmt: skip
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 

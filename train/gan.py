@@ -9,6 +9,7 @@ and may collapse, so every snapshot is kept for a person to choose from: `sample
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ from card import model_card, write_card
 from colorize import hub
 from colorize.models import Critic, CriticConfig
 from data import to_network
-from run import command, num_parameters, parser, start, take
+from run import command, num_parameters, parser, spent, start, take
 from validation import validate, write_png
 
 REAL, FAKE = 0.9, 0.1  # smoothed labels: a critic that is never quite sure keeps giving gradients
+
+SUMMARY = """A U-Net with criss-cross attention that paints the ab channels of a photograph from its lightness, first trained for
+L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."""
 
 FAILURES = """Colours are more daring than with L1 alone, and so are the mistakes: patches of a wrong colour on large
 even surfaces, colours that stop before the object does, warm casts indoors. What a photograph cannot tell (clothes, cars,
@@ -61,6 +65,7 @@ def main() -> None:
         generator, critic, optimizer, critic_optimizer, batches, held_out
     )
 
+    began = time.monotonic()
     checkpoint, history = args.run / "checkpoint", []
     epoch_steps = args.epoch_steps or len(batches)
     steps = args.epochs * epoch_steps
@@ -107,22 +112,26 @@ def main() -> None:
                 bar.write(f"{epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
                 write_png(args.run / "samples" / f"{epoch}.png", sheet)
                 net = accelerator.unwrap_model(generator)
-                card = gan_card(args, net, history)
                 for folder in (checkpoint / "snapshots" / epoch, checkpoint):
                     hub.save(net, folder)
-                write_card(card, checkpoint)
+                card = model_card(
+                    "unet-attention-gan",
+                    args,
+                    figures,
+                    summary=SUMMARY,
+                    failures=FAILURES,
+                    command=command(),
+                    spent=spent(accelerator, began),
+                    parameters=num_parameters(net),
+                )
+                write_card(card.replace("## Where it fails", f"{epoch_table(history)}\n\n## Where it fails"), checkpoint)
     accelerator.end_training()
 
 
-def gan_card(args: argparse.Namespace, generator: torch.nn.Module, history: list) -> str:
-    summary = (
-        "A U-Net with criss-cross attention that paints the ab channels of a photograph from its lightness, first trained for "
-        "L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."
-    )
-    card = model_card("unet-attention-gan", summary, FAILURES, command(), args, num_parameters(generator), history[-1][1])
-    rows = "\n".join(f"| {epoch} | {f['l1']:.4f} | {f['psnr']:.2f} | {f['colourfulness_ratio']:.2f} |" for epoch, f in history)
-    table = f"| epoch | L1 of ab | PSNR, dB | colourfulness, share of the truth's |\n|---|---|---|---|\n{rows}"
-    return card.replace("## Where it fails", f"### Epoch by epoch\n\n{table}\n\n## Where it fails")
+def epoch_table(history: list[tuple[str, dict]]) -> str:
+    head = "| epoch | L1 of ab | PSNR, dB | colourfulness, share of the truth's |\n|---|---|---|---|"
+    rows = [f"| {epoch} | {f['l1']:.4f} | {f['psnr']:.2f} | {f['colourfulness_ratio']:.2f} |" for epoch, f in history]
+    return "\n".join(["### Epoch by epoch\n", head, *rows])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -72,7 +73,15 @@ def take(batches, steps: int):
 def command() -> str:
     """The command that started this program, for the model card."""
     words = [f"train/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    return "accelerate launch " + " ".join(shlex.quote(w) for w in words)
+    if "--data-note" in words:  # has a section of its own
+        at = words.index("--data-note")
+        del words[at : at + 2]
+    return shlex.join(["accelerate", "launch", *words])
+
+
+def spent(accelerator: Accelerator, began: float) -> str:
+    """Time and hardware since `began` (of `time.monotonic`), for the model card."""
+    return f"{(time.monotonic() - began) / 60:.0f} minutes on {accelerator.num_processes} x {accelerator.device.type}"
 
 
 def num_parameters(model: torch.nn.Module) -> int:

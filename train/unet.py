@@ -8,6 +8,7 @@ The defaults are the report's recipe. PHOTOS needs the splits `train` and `valid
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from card import model_card, write_card
 from colorize import hub
 from colorize.models import UNet, UNetConfig
 from data import to_network
-from run import command, num_parameters, parser, start, take
+from run import command, num_parameters, parser, spent, start, take
 from validation import validate, write_png
 
 FAILURES = """Minimising L1 means predicting the colour in the middle of all that are plausible: results are muted, "a
@@ -59,6 +60,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     model, optimizer, batches, held_out = accelerator.prepare(model, optimizer, batches, held_out)
 
+    began = time.monotonic()
     steps = args.epochs * (args.epoch_steps or len(batches))
     best, best_figures, misses = math.inf, {}, 0
     bar = tqdm(take(batches, steps), total=steps, unit="step", disable=not accelerator.is_main_process)
@@ -95,7 +97,16 @@ def main() -> None:
         summary = (
             f"A U-Net with {attention} that paints the ab channels of a photograph from its lightness, trained with an L1 loss."
         )
-        card = model_card(name, summary, FAILURES, command(), args, num_parameters(model), best_figures)
+        card = model_card(
+            name,
+            args,
+            best_figures,
+            summary=summary,
+            failures=FAILURES,
+            command=command(),
+            spent=spent(accelerator, began),
+            parameters=num_parameters(model),
+        )
         write_card(card, args.run / "checkpoint")
     accelerator.end_training()
 
