@@ -53,6 +53,12 @@ def test_nothing_happens_on_import(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(root, words):
+    done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def commands(root) -> list[str]:
     readme = (root / "README.md").read_text()
     return [line for block in re.findall(r"```bash\n(.*?)```", readme, flags=re.S) for line in block.splitlines()]

@@ -25,8 +25,8 @@ from validation import validate, write_png
 
 REAL, FAKE = 0.9, 0.1  # smoothed labels: a critic that is never quite sure keeps giving gradients
 
-SUMMARY = """A U-Net with criss-cross attention that paints the ab channels of a photograph from its lightness, first trained for
-L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."""
+SUMMARY = """A U-Net with criss-cross attention that paints the ab channels of a photograph from its lightness, first trained
+for L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."""
 
 FAILURES = """Colours are more daring than with L1 alone, and so are the mistakes: patches of a wrong colour on large
 even surfaces, colours that stop before the object does, warm casts indoors. What a photograph cannot tell (clothes, cars,
