@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from card import model_card, write_card
@@ -40,6 +41,9 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--start", required=True, help="the checkpoint to start from: a folder or a Hub id")
     f.add_argument("--learning-rate", type=float, default=2e-4, help="of the generator and of the critic")
     f.add_argument("--l1-weight", type=float, default=100.0, help="of the distance to the truth against the critic's verdict")
+    f.add_argument(
+        "--ema", type=float, default=0.0, help="keep a running mean of the weights with this decay, 0.999 say; 0: none"
+    )
     f.add_argument("--critic-filters", type=int, default=64)
     f.add_argument("--critic-layers", type=int, default=5)
     return f
@@ -56,6 +60,7 @@ def main() -> None:
     generator = hub.load(args.start).requires_grad_(True).train().to(memory_format=torch.channels_last)
     accelerator, batches, held_out = start(args)
     critic = Critic(CriticConfig(args.critic_filters, args.critic_layers))
+    averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True).to(accelerator.device)
     adam = {"lr": args.learning_rate, "betas": (0.5, 0.999)}
     optimizer, critic_optimizer = (
         torch.optim.Adam(generator.parameters(), **adam),
@@ -83,6 +88,7 @@ def main() -> None:
         accelerator.clip_grad_norm_(generator.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        averaged.update_parameters(accelerator.unwrap_model(generator))  # the swings cancel out; with decay 0 a mere copy
 
         # The critic: tell the two apart.
         critic.requires_grad_(True)
@@ -101,7 +107,7 @@ def main() -> None:
 
         if step % epoch_steps == 0:
             epoch = f"epoch-{step // epoch_steps:03d}"
-            figures, sheet = validate(accelerator, generator, held_out)
+            figures, sheet = validate(accelerator, averaged.module, held_out)
             accelerator.log({f"validation/{k}": v for k, v in figures.items()}, step)
             if not all(math.isfinite(v) for v in figures.values()):
                 raise SystemExit(
@@ -111,9 +117,8 @@ def main() -> None:
                 history.append((epoch, figures))
                 bar.write(f"{epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
                 write_png(args.run / "samples" / f"{epoch}.png", sheet)
-                net = accelerator.unwrap_model(generator)
                 for folder in (checkpoint / "snapshots" / epoch, checkpoint):
-                    hub.save(net, folder)
+                    hub.save(averaged.module, folder)
                 card = model_card(
                     "unet-attention-gan",
                     args,
@@ -122,7 +127,7 @@ def main() -> None:
                     failures=FAILURES,
                     command=command(),
                     spent=spent(accelerator, began),
-                    parameters=num_parameters(net),
+                    parameters=num_parameters(generator),
                 )
                 write_card(card.replace("## Where it fails", f"{epoch_table(history)}\n\n## Where it fails"), checkpoint)
     accelerator.end_training()
