@@ -55,7 +55,7 @@ def _cube_root(t: torch.Tensor) -> torch.Tensor:
 
 def _cube(f: torch.Tensor) -> torch.Tensor:
     """The inverse of `_cube_root`."""
-    return torch.where(f > F_KNEE, f * f * f, (f - 16 / 116) / 7.787)
+    return torch.where(f > F_KNEE, f**3, (f - 16 / 116) / 7.787)
 
 
 def rgb_to_lab(rgb: torch.Tensor) -> torch.Tensor:
@@ -105,22 +105,21 @@ def fit_gamut(lab: torch.Tensor, steps: int = 10) -> torch.Tensor:
     outside = _outside(x)  # (B, H, W)
     if not outside.any():
         return lab
-    fitted = x.movedim(1, -1).clone()  # (B, H, W, 3)
-    lightness, ab = fitted[outside].split((1, 2), dim=1)  # (N, 1), (N, 2)
+    fitted = x.movedim(1, 0).clone()  # (3, B, H, W)
+    lightness, ab = fitted[:, outside].split((1, 2))  # (1, N), (2, N)
     low, high = torch.zeros_like(lightness), torch.ones_like(lightness)
     for _ in range(steps):
         share = (low + high) / 2
-        out = _outside(torch.cat((lightness, ab * share), dim=1)[:, :, None, None])[:, 0]  # (N, 1)
+        out = _outside(torch.cat((lightness, ab * share))[None, :, None])[0]  # (1, N)
         low, high = torch.where(out, low, share), torch.where(out, share, high)
-    fitted[outside] = torch.cat((lightness, ab * low), dim=1)
-    return fitted.movedim(-1, 1).to(lab.dtype)
+    fitted[:, outside] = torch.cat((lightness, ab * low))
+    return fitted.movedim(0, 1).to(lab.dtype)
 
 
 def _outside(lab: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) Lab -> (B, H, W) bool: sRGB cannot show it."""
     slack = 2e-5  # rounding in float32 must not make white or a pure primary count as outside
-    linear = _lab_to_linear(lab)
-    return ((linear < -slack) | (linear > 1 + slack)).any(dim=1)
+    return (_lab_to_linear(lab) - 0.5).abs().amax(dim=1) > 0.5 + slack
 
 
 def lab_to_network(lab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
