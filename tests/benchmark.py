@@ -36,9 +36,8 @@ def main(checkpoint: str = "unet-attention-gan") -> None:
     gray = cv2.imread(str(Path(__file__).parents[1] / "examples" / "killarney-1910.jpg"), cv2.IMREAD_GRAYSCALE)
     colorizer(gray)
     print(f"{checkpoint} on {colorizer.device}, {torch.get_num_threads()} threads; {peak():.0f} MB before the first picture")
-    print(
-        "| picture | read JPEG | network | join | write PNG | all, s | network's share | peak memory, MB |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| picture | read JPEG | network | join | write PNG | all, s | network's share | peak memory, MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, (height, width) in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "in.jpg"), Path(folder, "out.png")
