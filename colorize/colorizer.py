@@ -55,7 +55,7 @@ class Colorizer:
     def from_pretrained(cls, name: str | Path, revision: str | None = None, device: str | torch.device | None = None):
         """From a checkpoint's folder, or its id on the Hub; see `hub.load` for both arguments and the errors."""
         label = Path(name).name if Path(name).is_dir() else str(name)
-        return cls(hub.load(name, revision), f"{label} ({revision})" if revision else label, device)
+        return cls(hub.load(name, revision), f"{label}, {revision}" if revision else label, device)
 
     def __call__(self, picture, size: int | None = None, saturation: float = 1.0):
         """Colour a picture, or each of a list: paths, bytes, PIL images, arrays (see `picture.read`) or `Picture`s.
