@@ -35,8 +35,8 @@ ABOUT = """# Colorize
 Drop a black-and-white photograph and see it in colour. The colours are a model's guess, not a record: it has learned what
 things usually look like, and cannot know what this dress or that door was. Downloads carry a mark that says so.
 """
-EPOCHS = f"""How the colours were learned: your photograph through the network as it was after each epoch of training, first the
-guess of a beginner. Models that kept no snapshots show those of {DEFAULT}."""
+EPOCHS = f"""Your photograph through the network as it was after each epoch against the critic: the colours grow bolder, and
+so do the mistakes. Models that kept no snapshots show those of {DEFAULT}."""
 
 CSS = """
 .gradio-container { max-width: 1280px !important }
