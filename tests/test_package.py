@@ -95,8 +95,10 @@ def test_readme_python_colours_a_picture(root, tmp_path):
 def test_readme_names_files_that_are_there(root):
     readme = (root / "README.md").read_text()
     tree = re.search(r"```text\n(.*?)```", readme, flags=re.S).group(1)
-    for name in re.findall(r"^([\w./-]+)", tree, flags=re.M):
+    links = re.findall(r"\]\(([\w./-]+)\)", readme)
+    for name in [*re.findall(r"^([\w./-]+)", tree, flags=re.M), *links]:
         assert (root / name).exists(), name
+    assert "figures/old-photographs.jpg" in links
 
 
 def test_readme_front_matter_suits_spaces(root):
