@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from .atomic import atomic
@@ -106,7 +106,7 @@ def save(model: nn.Module, folder: str | Path, card: str | None = None) -> Path:
     old = folder / CONFIG
     with atomic(old) as config_path, atomic(folder / WEIGHTS) as weights_path:  # the inner one, the weights, is renamed first
         config_path.write_text(config)
-        save_file(weights, weights_path, metadata={"format": "pt"})
+        weights_path.write_bytes(to_safetensors(weights, metadata={"format": "pt"}))  # save_file makes it unreadable for others
         if old.is_file() and old.read_bytes() != config.encode():
             old.unlink()  # a config never stands beside another model's weights
     if card is not None:
