@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from colorize import Colorizer, hub
+from colorize.models import ConvNet, ConvNetConfig
 from conftest import PHOTOS, ROOT
 
 SMALL = ["--image-size", "64", "--batch-size", "2", "--epochs", "2", "--epoch-steps", "2", "--workers", "0"]
@@ -116,3 +117,10 @@ def test_too_few_pictures_for_a_batch_are_said(dataset, tmp_path):
     words = ["train/unet.py", "--dataset", dataset, "--run", tmp_path / "run", "--batch-size", "64"]
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "lower --batch-size" in done.stderr
+
+
+def test_a_generator_that_paints_rgb_is_refused(dataset, tmp_path):
+    hub.save(ConvNet(ConvNetConfig(width=4)), tmp_path / "convnet")
+    words = ["train/gan.py", "--dataset", dataset, "--start", tmp_path / "convnet", "--run", tmp_path / "run"]
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "start from a U-Net" in done.stderr and not (tmp_path / "run").exists()

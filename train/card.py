@@ -1,12 +1,8 @@
 """The model card of a checkpoint: what it is, how it was trained, how well it does, where it fails."""
 
 import argparse
-from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-from colorize.atomic import atomic
-from colorize.hub import CARD
 
 NO_RECIPE = {"dataset", "data_note", "run", "workers"}  # flags that say nothing of the recipe
 
@@ -81,8 +77,3 @@ def model_card(name: str, args: argparse.Namespace, figures: dict, **words: str 
         pictures=args.validation_pictures, size=args.image_size, **figures, **words,
     )  # fmt: skip
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
-
-
-def write_card(card: str, folder: Path) -> None:
-    with atomic(folder / CARD) as path:
-        path.write_text(card)

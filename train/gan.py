@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from card import model_card, write_card
+from card import model_card
 from colorize import hub
 from colorize.models import Critic, CriticConfig
 from data import to_network
@@ -26,7 +26,7 @@ from validation import validate, write_png
 
 REAL, FAKE = 0.9, 0.1  # smoothed labels: a critic that is never quite sure keeps giving gradients
 
-SUMMARY = """A U-Net with criss-cross attention that paints the ab channels of a photograph from its lightness, first trained
+SUMMARY = """A U-Net that paints the ab channels of a photograph from its lightness, first trained
 for L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."""
 
 FAILURES = """Colours are more daring than with L1 alone, and so are the mistakes: patches of a wrong colour on large
@@ -58,6 +58,8 @@ def verdict_loss(maps: list[list[torch.Tensor]], label: float) -> torch.Tensor:
 def main() -> None:
     args = flags().parse_args()
     generator = hub.load(args.start).requires_grad_(True).train().to(memory_format=torch.channels_last)
+    if generator.paints != "ab":
+        raise SystemExit(f"{args.start} paints RGB, and the critic looks at ab: start from a U-Net")
     accelerator, batches, held_out = start(args)
     critic = Critic(CriticConfig(args.critic_filters, args.critic_layers))
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True).to(accelerator.device)
@@ -117,10 +119,8 @@ def main() -> None:
                 history.append((epoch, figures))
                 bar.write(f"{epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
                 write_png(args.run / "samples" / f"{epoch}.png", sheet)
-                for folder in (checkpoint / "snapshots" / epoch, checkpoint):
-                    hub.save(averaged.module, folder)
                 card = model_card(
-                    "unet-attention-gan",
+                    "unet-attention-gan" if averaged.module.config.attention else "unet-gan",
                     args,
                     figures,
                     summary=SUMMARY,
@@ -129,7 +129,9 @@ def main() -> None:
                     spent=spent(accelerator, began),
                     parameters=num_parameters(generator),
                 )
-                write_card(card.replace("## Where it fails", f"{epoch_table(history)}\n\n## Where it fails"), checkpoint)
+                card = card.replace("## Where it fails", f"{epoch_table(history)}\n\n## Where it fails")
+                hub.save(averaged.module, checkpoint / "snapshots" / epoch)
+                hub.save(averaged.module, checkpoint, card)
     accelerator.end_training()
 
 

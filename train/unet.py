@@ -15,15 +15,17 @@ import torch
 from torch.nn.functional import l1_loss
 from tqdm import tqdm
 
-from card import model_card, write_card
+from card import model_card
 from colorize import hub
 from colorize.models import UNet, UNetConfig
 from data import to_network
 from run import command, num_parameters, parser, spent, start, take
 from validation import validate, write_png
 
+SUMMARY = "A U-Net that paints the ab channels of a photograph from its lightness, trained with an L1 loss."
+
 FAILURES = """Minimising L1 means predicting the colour in the middle of all that are plausible: results are muted, "a
-sepia filter", wherever the lightness does not tell the colour (clothes, cars, walls). Skies, foliage and skin come out best.
+sepia filter", wherever the lightness does not tell the colour (clothes, cars, walls). Skies and foliage come out best.
 Small objects take the colour of what is around."""
 
 
@@ -62,7 +64,8 @@ def main() -> None:
 
     began = time.monotonic()
     steps = args.epochs * (args.epoch_steps or len(batches))
-    best, best_figures, misses = math.inf, {}, 0
+    best, misses = math.inf, 0
+    name, attention = ("unet-attention", "criss-cross attention") if args.attention else ("unet", "no attention")
     bar = tqdm(take(batches, steps), total=steps, unit="step", disable=not accelerator.is_main_process)
     for step, batch in enumerate(bar, start=1):
         for group in optimizer.param_groups:
@@ -86,28 +89,21 @@ def main() -> None:
                 bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
                 write_png(args.run / "samples" / f"step-{step:06d}.png", sheet)
                 if not misses:
-                    best_figures = figures
-                    hub.save(accelerator.unwrap_model(model), args.run / "checkpoint")
+                    card = model_card(
+                        name,
+                        args,
+                        figures,
+                        summary=f"{SUMMARY} It has {attention}.",
+                        failures=FAILURES,
+                        command=command(),
+                        spent=spent(accelerator, began),
+                        parameters=num_parameters(model),
+                    )
+                    hub.save(accelerator.unwrap_model(model), args.run / "checkpoint", card)
             best = min(best, figures["l1"])
             if misses >= args.patience:
                 break
 
-    if accelerator.is_main_process:
-        name, attention = ("unet-attention", "criss-cross attention") if args.attention else ("unet", "no attention")
-        summary = (
-            f"A U-Net with {attention} that paints the ab channels of a photograph from its lightness, trained with an L1 loss."
-        )
-        card = model_card(
-            name,
-            args,
-            best_figures,
-            summary=summary,
-            failures=FAILURES,
-            command=command(),
-            spent=spent(accelerator, began),
-            parameters=num_parameters(model),
-        )
-        write_card(card, args.run / "checkpoint")
     accelerator.end_training()
 
 
