@@ -4,6 +4,7 @@ A checkpoint may keep generator snapshots of earlier epochs: in `snapshots/epoch
 Hub. Weights are stored in float16 and loaded in float32. Only JSON and safetensors are ever fetched or opened.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -12,10 +13,19 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,  # of httpx or httpx2, whichever this version of huggingface_hub talks through
     RemoteEntryNotFoundError,
@@ -115,6 +125,57 @@ def save(model: nn.Module, folder: str | Path, card: str | None = None) -> Path:
     return folder
 
 
+def push(folder: str | Path, repo: str, private: bool = False, token: str | None = None) -> str:
+    """Send a checkpoint folder to the Hub as `repo` (`user/name`) -> the address of its page.
+
+    A repository that is not there is made, and `private` counts for that one only. Each snapshot becomes a commit with a tag of
+    its name, in the order of their epochs, and the checkpoint itself the last commit, so that `load(repo)` gives this one and
+    `load(repo, "epoch-003")` that one. README.md goes along, and so do the `*.png` beside it.
+
+    What the Hub has is not sent again: the same push does nothing after a success, and after a failure it goes on. A tag with
+    other weights than the folder's is moved, and the old weights stay in the history; what only the Hub has stays as it is.
+
+    Raises:
+        CheckpointError: the checkpoint or a snapshot does not load, or there is no token: nothing was sent. Or the Hub refused,
+            or is out of reach: what had arrived stays.
+    """
+    source = _local(folder)
+    if source is None:
+        raise CheckpointError(f"{folder} is no folder on this machine: give the folder of a checkpoint")
+    epochs = snapshots(source)
+    for revision in (None, *epochs):
+        load(source, revision)
+    if not (token or get_token()):
+        raise CheckpointError(f"{source} was not pushed, as there is no token: log in with `hf auth login`, or set HF_TOKEN")
+
+    api = HfApi(token=token)
+    extras = [path for path in (source / CARD, *sorted(source.glob("[!.]*.png"))) if path.is_file()]
+
+    def commit(weights_of: Path, message: str) -> str:
+        files = [weights_of / CONFIG, weights_of / WEIGHTS, *extras]  # with the first commit the Hub judges the card too
+        return api.create_commit(repo, [CommitOperationAdd(file.name, file) for file in files], commit_message=message).oid
+
+    try:
+        url = str(api.create_repo(repo, private=private, exist_ok=True))
+        tags = {tag.name for tag in api.list_repo_refs(repo).tags}
+        for epoch in epochs:
+            snapshot = source / "snapshots" / epoch
+            if epoch in tags and _is_at(api, repo, epoch, snapshot):
+                continue
+            oid = commit(snapshot, f"Snapshot {epoch}")
+            if epoch in tags:
+                api.delete_tag(repo, tag=epoch)
+            api.create_tag(repo, tag=epoch, revision=oid)
+        commit(source, "The checkpoint")
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: an upload through hf_xet failed
+        reason = " ".join((getattr(error, "server_message", None) or str(error) or type(error).__name__).split())
+        remedy = "put that right and push again; what has arrived is not sent twice"
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            remedy = f"log in with `hf auth login`, with a token that may write to {repo}"
+        raise CheckpointError(f"{source} was not pushed to {repo} ({reason}): {remedy}") from error
+    return url
+
+
 # Where a name leads: this machine or the Hub
 
 
@@ -204,6 +265,18 @@ def _tags(repo: str) -> list[str]:
             return [tag.name for tag in HfApi().list_repo_refs(repo).tags]
     refs = Path(HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "refs")
     return [ref.name for ref in refs.glob("*") if isinstance(try_to_load_from_cache(repo, WEIGHTS, revision=ref.name), str)]
+
+
+def _is_at(api: HfApi, repo: str, revision: str, folder: Path) -> bool:
+    """Whether the Hub has the folder's config and weights at a revision, by the names that git and git-lfs give to contents."""
+
+    def names(content: bytes) -> tuple[str, str]:
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()
+
+    found = api.get_paths_info(repo, [CONFIG, WEIGHTS], revision=revision)
+    return len(found) == 2 and all(
+        (file.lfs.sha256 if file.lfs else file.blob_id) in names((folder / file.path).read_bytes()) for file in found
+    )
 
 
 def _first_line(error: Exception) -> str:

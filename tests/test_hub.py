@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from colorize import atomic, hub
 from colorize.hub import CARD, CONFIG, WEIGHTS, CheckpointError
 from colorize.models import ConvNet, ConvNetConfig, UNet, UNetConfig
-from hub_server import serve
+from conftest import PHOTOS
+from hub_server import TOKEN, serve
 
 TINY = UNetConfig(num_filters=4, num_downs=5, image_size=64)
 
@@ -245,7 +247,7 @@ for function, *arguments in json.loads(sys.argv[1]):
     begun = time.perf_counter()
     try:
         answer = getattr(hub, function)(*arguments)
-        answer = answer if isinstance(answer, list) else answer.up[1].bias[0].item()
+        answer = answer if isinstance(answer, (list, str)) else answer.up[1].bias[0].item()
     except hub.CheckpointError as error:
         answer = f"refused: {error}"
     print(json.dumps([answer, time.perf_counter() - begun]))
@@ -306,12 +308,12 @@ def test_from_the_hub_and_then_without_it(repos, root, tmp_path):
         files = {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path}
         assert files == {CONFIG, WEIGHTS}
 
-        server.busy = True
+        server.busy = "/"
         *known, refusal = calls(*fetch, ("load", "user/good", "epoch-10"), **use)
         assert known == [99, 9, 1]
         assert "user/good at epoch-10 is not in the cache" in refusal and "503" in refusal
 
-        server.busy, server.asked[:] = False, []
+        server.busy, server.asked[:] = "", []
         offline = calls(*fetch, ("snapshots", "user/good"), ("load", "user/new"), HF_HUB_OFFLINE="1", **use)
         assert offline[:4] == [99, 9, 1, ["epoch-9"]]
         assert "user/new is not in the cache" in offline[4] and "HF_HUB_OFFLINE" in offline[4]
@@ -354,3 +356,125 @@ def test_use_in_another_project(repos, root, tmp_path):
     with serve(repos) as server:
         printed = run(program, url=server.url, home=tmp_path, root=root)
     assert printed.split() == ["10.0", "torch.float32", "99.0", "torch.float32"]
+
+
+# To the Hub
+
+READ_BACK = """
+import sys
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+from colorize import Colorizer, hub
+
+folder, photo = map(Path, sys.argv[1:])
+for revision in (None, *hub.snapshots("user/new")):
+    here, there = hub.load(folder, revision), hub.load("user/new", revision)
+    assert there.config == here.config
+    assert all(there.state_dict()[key].equal(tensor) for key, tensor in here.state_dict().items())
+    picture = Colorizer(there)(photo).pixels
+    assert (picture == Colorizer(here)(photo).pixels).all() and (picture != picture[..., :1]).any()
+    print(revision)
+for name in ("config.json", "model.safetensors", "README.md", "curves.png"):
+    assert Path(hf_hub_download("user/new", name)).read_bytes() == (folder / name).read_bytes()
+"""
+
+
+@pytest.fixture
+def finished(checkpoint) -> Path:
+    """A checkpoint whose card shows a picture."""
+    picture = cv2.imread(str(PHOTOS[0]))[:64, :64]
+    cv2.imwrite(str(checkpoint / "curves.png"), picture)
+    cv2.imwrite(str(checkpoint / ".left-over.png"), picture)
+    return checkpoint
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "hub").mkdir()
+    with serve(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def push(server, root, tmp_path):
+    """`push(folder, repo, ...)` -> the answer of `hub.push` in a process of its own; keywords are of its environment."""
+
+    def push(folder: Path, repo: str = "user/new", *options, **env) -> str:
+        env = {"url": server.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", **env}
+        return calls(("push", str(folder), repo, *options), home=tmp_path, root=root, **env)[0]
+
+    return push
+
+
+def titles(server) -> list[str]:
+    return [title for title, _ in server.commits]
+
+
+def test_pushed_it_is_read_back(finished, server, push, root, tmp_path):
+    assert push(finished) == f"{server.url}/user/new"
+    assert titles(server) == ["Snapshot epoch-002", "Snapshot epoch-9", "Snapshot epoch-10", "The checkpoint"]
+    assert server.commits[0][1] == [CARD, CONFIG, "curves.png", WEIGHTS]
+    home = tmp_path / "another machine"
+    home.mkdir()
+    printed = run(READ_BACK, str(finished), str(PHOTOS[-1]), url=server.url, home=home, root=root)
+    assert printed.split() == ["None", "epoch-002", "epoch-9", "epoch-10"]
+
+
+def test_pushed_again_only_what_is_new_is_sent(finished, server, push, tmp_path):
+    page = push(finished)
+    server.commits.clear()
+    assert push(finished) == page and server.commits == []
+
+    (finished / CARD).write_text("# Another card\n")
+    assert push(finished) == page and titles(server) == ["The checkpoint"]
+
+    server.commits.clear()
+    hub.save(network(3), finished / "snapshots" / "epoch-9")
+    shutil.rmtree(finished / "snapshots" / "epoch-002")
+    assert push(finished) == page and titles(server) == ["Snapshot epoch-9", "The checkpoint"]
+    there = tmp_path / "hub" / "user" / "new"
+    assert {r.name: mark(hub.load(r)) for r in there.iterdir()} == {"main": 99, "epoch-002": 2, "epoch-9": 3, "epoch-10": 10}
+
+
+def test_broken_off_it_goes_on(finished, server, push, tmp_path):
+    server.busy = "/tag/"
+    answer = push(finished)
+    assert answer.startswith(f"refused: {finished} was not pushed to user/new (Server error '503") and "push again" in answer
+    assert titles(server) == ["Snapshot epoch-002"]
+
+    server.busy = ""
+    assert push(finished) == f"{server.url}/user/new"
+    assert titles(server) == ["Snapshot epoch-002", "Snapshot epoch-9", "Snapshot epoch-10", "The checkpoint"]
+    assert mark(hub.load(tmp_path / "hub" / "user" / "new" / "epoch-002")) == 2
+
+
+REFUSED_PUSHES = {
+    "no token": ((), {"HF_TOKEN": ""}, "as there is no token: log in with `hf auth login`, or set HF_TOKEN"),
+    "a token to read with": ((), {"HF_TOKEN": "hf_reader"}, "This token may not write here): log in with `hf auth login`"),
+    "somebody else's repository": (("user/old", False, "hf_reader"), {}, "with a token that may write to user/old"),
+    "no network": ((), {"url": "http://127.0.0.1:9"}, "Connection refused): put that right and push again"),
+    "offline": ((), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+    "no name": (("user/new--er",), {}, "Cannot have -- or .. in repo_id: 'user/new--er'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "env", "words"), REFUSED_PUSHES.values(), ids=REFUSED_PUSHES)
+def test_pushes_that_are_refused(finished, server, push, tmp_path, arguments, env, words):
+    hub.save(network(), tmp_path / "hub" / "user" / "old" / "main")
+    answer = push(finished, *arguments, **env)
+    assert answer.startswith(f"refused: {finished} was not pushed") and words in answer and len(answer.splitlines()) == 1
+    assert server.commits == [] and server.blobs == {}
+
+
+def test_a_card_that_the_hub_refuses(finished, server, push):
+    (finished / CARD).write_text("---\nlicense: mine\n---\n")
+    assert 'Invalid metadata in README.md. - "license" must be one of' in push(finished)
+    assert server.commits == [] and server.blobs == {}
+
+
+def test_before_a_push_all_of_it_is_checked(finished, server, push):
+    cut(finished / "snapshots" / "epoch-9")
+    assert "epoch-9/model.safetensors is damaged" in push(finished)
+    assert "user/repo is no folder on this machine" in push("user/repo")
+    assert "neither a folder nor a Hub id" in push(finished / "none")
+    assert server.asked == []

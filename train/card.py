@@ -4,7 +4,18 @@ import argparse
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-NO_RECIPE = {"dataset", "data_note", "run", "workers"}  # flags that say nothing of the recipe
+NO_RECIPE = {
+    "command",
+    "data_note",
+    "dataset",
+    "dry_run",
+    "push_to_hub",
+    "resume",
+    "run",
+    "save_every",
+    "trackers",
+    "workers",
+}  # flags that say nothing of the recipe
 
 TEXT = """# {name}
 
@@ -42,19 +53,22 @@ On {pictures} validation pictures of {size} x {size} pixels, none of them traine
 |---|---|---|---|
 | gray | {gray_l1:.4f} | {gray_psnr:.2f} | 0.00 |
 | {name} | {l1:.4f} | {psnr:.2f} | {colourfulness_ratio:.2f} |
-
+{table}{curves}
 ## Where it fails
 
 {failures}
 """
 
 
-def model_card(name: str, args: argparse.Namespace, figures: dict, **words: str | int) -> str:
+def model_card(
+    args: argparse.Namespace, figures: dict, *, name: str, table: str = "", curves: bool = False, **words: str | int
+) -> str:
     """The text of README.md.
 
-    `args` are the program's flags, `figures` those of `validation.validate`, `words` what else `TEXT` has blanks for.
+    `args` are the program's flags, `figures` those of `validation.validate`, `table` more of them, `words` what else `TEXT` has
+    blanks for. `curves` says whether curves.png stands beside the card.
     """
-    settings = {k: v for k, v in vars(args).items() if k not in NO_RECIPE and v is not None}
+    settings = {k: v for k, v in vars(args).items() if k not in NO_RECIPE and v not in (None, False)}
     dataset = str(args.dataset)
     results = [
         EvalResult(
@@ -72,8 +86,11 @@ def model_card(name: str, args: argparse.Namespace, figures: dict, **words: str 
     )  # fmt: skip
     text = TEXT.format(
         name=name,
+        command=args.command,
+        table=table and f"\n{table}\n",
         settings="\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in settings.items()),
         data=args.data_note or f"`{dataset}`; the licence of its pictures is not known to this program.",
+        curves="\n![Losses and learning rate over the steps](curves.png)\n" if curves else "",
         pictures=args.validation_pictures, size=args.image_size, **figures, **words,
     )  # fmt: skip
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

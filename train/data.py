@@ -1,50 +1,94 @@
-"""Photographs for training: from a folder of pictures, or from a `datasets` folder or Hub id, to batches of uint8 RGB."""
+"""Photographs for training, from a folder, a list, a `datasets` folder or the Hub, to batches of uint8 RGB.
 
-import logging
+Training data is one endless stream of crops: what is at a position of it depends on the seed and the position alone, not on
+workers or processes. So the same seed gives the same run, and a resumed run goes on where it was.
+"""
+
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
 from colorize.color import lab_to_network, rgb_to_lab
 from colorize.picture import SUFFIXES
 
-log = logging.getLogger(__name__)
+SHUFFLED = 500  # rows of a streamed data set that a worker holds in memory to take the next one from
 
 
-def open_dataset(dataset: str) -> tuple[Sequence, Sequence]:
-    """A folder of pictures, a `datasets` folder (parquet) or a Hub id -> (training rows, validation rows).
+def open_dataset(dataset: str, streaming: bool = False, validation_pictures: int = 1024) -> tuple[Sequence, Sequence]:
+    """-> (training rows, validation rows), each `{"image": {"bytes": ..., "path": ...}}`, not yet decoded.
 
-    A row is `{"image": {"bytes": ..., "path": ...}}`, not yet decoded. The splits are named `train` and `validation`; without
-    them, every twentieth picture is held out for validation.
+    Args:
+        dataset: a folder of pictures; a `.txt` list of them, a path a line, relative to the list, where a repeated line weighs
+            more and one that begins with `#` says nothing; a `datasets` folder (parquet); or a Hub id. The splits, in folders
+            the subfolders, are named `train` and `validation`. Without them every twentieth picture is held out for validation.
+        streaming: read a `datasets` folder or Hub id while training, not before. The training rows are then an
+            `IterableDataset` of `datasets`, for `PhotoStream`, and a split `validation` has to be there.
+        validation_pictures: how many rows of that split to keep in memory.
+
+    Raises:
+        SystemExit: the data cannot be read, or there is nothing to train on. The message is one line with the remedy.
     """
-    folder = Path(dataset)
-    if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        splits = [folder / "train", folder / "validation"]
-        train, validation = map(_pictures, splits) if all(map(Path.is_dir, splits)) else (_pictures(folder), None)
-    else:
-        train, validation = _split(dataset, "train"), _split(dataset, "validation")
+    train, validation = _splits(dataset, streaming)
     if not train:
         raise SystemExit(
             f"{dataset} holds no pictures to train on: name a folder of pictures, or a data set with a split `train`"
         )
+    if streaming:
+        if validation is None:
+            raise SystemExit(f"{dataset} has no split `validation`, which a streamed data set needs")
+        return train, list(validation.take(validation_pictures))
     if validation is None:
-        held_out = range(0, len(train), 20)
-        kept = [i for i in range(len(train)) if i % 20]
-        train, validation = Subset(train, kept), Subset(train, held_out)
+        # What counts are distinct pictures, or a repeated line of a list could stand on both sides.
+        names = [row["image"]["path"] for row in train] if isinstance(train, list) else range(len(train))
+        first = dict(zip(reversed(names), reversed(range(len(names))), strict=True))
+        held = {name: first[name] for name in list(dict.fromkeys(names))[::20]}
+        kept = [i for i, name in enumerate(names) if name not in held]
+        train, validation = Subset(train, kept), Subset(train, list(held.values()))
     return train, validation
 
 
+def held_out(dataset: str) -> Sequence:
+    """The rows to judge a model on: the split `validation` where there is one, else every picture, once."""
+    train, validation = _splits(dataset, streaming=False)
+    rows = train if validation is None else validation
+    if not rows:
+        raise SystemExit(f"{dataset} holds no pictures: name a folder of pictures, or a data set with a split `validation`")
+    return list({row["image"]["path"]: row for row in rows}.values()) if isinstance(rows, list) else rows
+
+
+def _splits(dataset: str, streaming: bool) -> tuple:
+    """-> (training rows or None, validation rows or None)."""
+    path = Path(dataset)
+    listed, foldered = path.suffix == ".txt", path.is_dir() and not any(path.rglob("*.parquet"))
+    if not listed and not foldered:
+        return _split(dataset, "train", streaming), _split(dataset, "validation", streaming)
+    if streaming:
+        raise SystemExit(f"{dataset} is on disk as files: only a `datasets` folder or a Hub id can be streamed")
+    if listed:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise SystemExit(f"{dataset} cannot be read: {error.strerror}") from error
+        return [_row(path.parent / line) for line in lines if line and not line.startswith("#")], None
+    splits = [path / "train", path / "validation"]
+    return tuple(map(_pictures, splits)) if all(map(Path.is_dir, splits)) else (_pictures(path), None)
+
+
 def _pictures(folder: Path) -> list[dict]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    return [{"image": {"bytes": None, "path": str(p)}} for p in files]
+    return [_row(p) for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
 
 
-def _split(dataset: str, split: str) -> Sequence | None:
+def _row(path: Path) -> dict:
+    return {"image": {"bytes": None, "path": str(path)}}
+
+
+def _split(dataset: str, split: str, streaming: bool):
     try:
         import datasets  # here, since a folder of pictures does without
     except ImportError as error:
@@ -52,65 +96,172 @@ def _split(dataset: str, split: str) -> Sequence | None:
 
     # Parquet files are opened split by split: the columns beside `image` may differ between them.
     shards = sorted(str(p) for p in Path(dataset).rglob(f"{split}*.parquet"))
-    rows = datasets.load_dataset("parquet", data_files=shards) if shards else datasets.load_dataset(str(dataset))
-    rows = rows.get("train" if shards else split)
+    source = {"path": "parquet", "data_files": shards} if shards else {"path": str(dataset)}
+    try:
+        rows = datasets.load_dataset(**source, streaming=streaming).get("train" if shards else split)
+    except (OSError, ValueError) as error:  # not there, no network, of no known kind
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"{dataset} is no folder or list of pictures, nor a data set that can be read: {reason}") from error
     return rows and rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
+
+
+def _decode(image: dict) -> np.ndarray | None:
+    """The picture of a row as (H, W, 3) uint8 RGB, turned upright; None if it is missing or damaged."""
+    try:
+        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    except (OSError, cv2.error):
+        return None
+
+
+def _crop(rgb: np.ndarray, size: int, rng: random.Random | None) -> torch.Tensor:
+    """A square of the picture as (size, size, 3): the largest in the middle or, with `rng`, any, and flipped by chance.
+
+    The short side of the picture is then 1 to 1.4 times that of the square.
+    """
+    h, w = rgb.shape[:2]
+    side = max(1, round(min(h, w) / (rng.uniform(1, 1.4) if rng else 1)))
+    top, left = (rng.randint(0, h - side), rng.randint(0, w - side)) if rng else ((h - side) // 2, (w - side) // 2)
+    rgb = rgb[top : top + side, left : left + side]
+    rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    if rng and rng.random() < 0.5:
+        rgb = rgb[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(rgb))
+
+
+def _name(damaged: Path | None, name: str) -> None:
+    """A line in the file `damaged`, which many workers share, unless the name stands there."""
+    if damaged is None:
+        return
+    name = name.replace("\n", " ")
+    with open(damaged, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        if name not in file.read().splitlines():
+            file.write(name + "\n")
 
 
 class Photos(Dataset):
     """Square (size, size, 3) uint8 RGB crops of the pictures in `rows`, as `open_dataset` gives them.
 
-    For training (`augment`) the short side becomes `size` to 1.4 * `size`, then a random crop is taken and flipped by chance;
-    otherwise the short side becomes `size` and the centre is taken. A damaged picture is named in the log, and the next one
-    takes its place.
+    For training (`augment`) the index is a position in the endless stream: each epoch has every picture once, in an order of
+    its own, cropped and flipped by chance. Otherwise it is the picture's place in `rows`, and its middle is taken.
+
+    The next picture takes the place of a damaged one, whose name becomes a line of the file `damaged`.
     """
 
-    def __init__(self, rows: Sequence, size: int, augment: bool):
-        self.rows, self.size, self.augment = rows, size, augment
+    def __init__(self, rows: Sequence, size: int, augment: bool = False, seed: int = 0, damaged: Path | None = None):
+        self.rows, self.size, self.augment, self.seed, self.damaged = rows, size, augment, seed, damaged
+        self.epoch, self.order = -1, None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, position: int) -> torch.Tensor:
+        """Raises ValueError when there is not one picture that can be decoded."""
+        index = self._shuffled(*divmod(position, len(self))) if self.augment else position
+        rng = random.Random(f"{self.seed} {position}") if self.augment else None
         for _ in range(len(self)):
             image = self.rows[index]["image"]
-            data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-            rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+            rgb = _decode(image)
             if rgb is not None:
-                return torch.from_numpy(self._crop(rgb))
-            log.warning("skipped %s: it cannot be decoded", image["path"] or f"picture {index}")
+                return _crop(rgb, self.size, rng)
+            _name(self.damaged, image["path"] or f"picture {index}")
             index = (index + 1) % len(self)
         raise ValueError("not one picture of the data set can be decoded")
 
-    def _crop(self, rgb: np.ndarray) -> np.ndarray:
-        h, w = rgb.shape[:2]
-        scale = self.size / min(h, w) * (random.uniform(1, 1.4) if self.augment else 1)
-        h, w = max(round(h * scale), self.size), max(round(w * scale), self.size)
-        rgb = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top, left = (h - self.size) // 2, (w - self.size) // 2
-        if self.augment:
-            top, left = random.randint(0, h - self.size), random.randint(0, w - self.size)
-        rgb = rgb[top : top + self.size, left : left + self.size]
-        if self.augment and random.random() < 0.5:
-            rgb = rgb[:, ::-1]
-        return np.ascontiguousarray(rgb)
+    def _shuffled(self, epoch: int, place: int) -> int:
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
+            self.epoch, self.order = epoch, torch.randperm(len(self), generator=generator)
+        return int(self.order[place])
 
 
-def _start_worker(index: int) -> None:
-    cv2.setNumThreads(1)  # the workers are the parallelism
-    random.seed(torch.initial_seed())
+class PhotoStream(IterableDataset):
+    """An endless stream of the crops of `rows`, an `IterableDataset` of `datasets`, for process `rank` of `world`.
+
+    Each worker of each process reads files of its own or, where there are too few, all of them, and decodes its share. They
+    pass through the data each at its own pace, in a new order each time: of rows within reach of each other, and of files.
+    So it takes the same number of workers to get the same crops. `start` is how many crops this process has had, whole batches
+    of them: a resumed run reads their pictures again, but does not decode them.
+
+    The next picture takes the place of a damaged one, whose name becomes a line of the file `damaged`.
+    """
+
+    def __init__(self, rows, size: int, seed=0, start=0, rank=0, world=1, damaged: Path | None = None):
+        self.rows, self.size, self.seed, self.start = rows, size, seed, start
+        self.rank, self.world, self.damaged = rank, world, damaged
+        self.batch_size = 1  # `loader` knows it
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Raises ValueError when there is not one picture that can be decoded."""
+        from datasets.distributed import split_dataset_by_node
+
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # Workers are asked for a batch in turn. On a resume worker 0 is first again, and goes on for the one whose turn it was.
+        done = self.start // self.batch_size
+        part = (done + worker) % workers
+        seen = len(range(part, done, workers)) * self.batch_size
+        node, nodes = self.rank * workers + part, self.world * workers
+
+        strategy = "shards" if self.rows.num_shards >= nodes else "examples"
+        rows = split_dataset_by_node(self.rows, node, nodes, strategy=strategy)
+        # More input shards at once make `datasets` wait for seconds at the end of a pass.
+        rows = rows.shuffle(seed=self.seed, buffer_size=SHUFFLED, max_buffer_input_shards=1)
+        position, owed = 0, []
+        for epoch in itertools.count():
+            first = position
+            rows.set_epoch(epoch)
+            for image in itertools.chain.from_iterable(batch["image"] for batch in rows.iter(8)):  # knows nothing of workers
+                position += 1
+                if position <= seen:
+                    continue
+                owed.append(position)
+                rgb = _decode(image)
+                if rgb is None:
+                    _name(self.damaged, image["path"] or f"row {position} of part {node + 1} of {nodes}")
+                    continue
+                for place in owed:
+                    yield _crop(rgb, self.size, random.Random(f"{self.seed} {node} {place}"))
+                owed = []
+            if len(owed) >= 10 * (position - first):  # a small part may have but damaged pictures once, by chance
+                raise ValueError("not one picture of the data set can be decoded")
 
 
-def loader(photos: Photos, batch_size: int, workers: int) -> DataLoader:
-    """Batches (B, size, size, 3) of uint8 RGB: shuffled and even for training, in order and complete otherwise."""
+class _Endless(Sampler):
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(1)  # a spawned one does not inherit it
+
+
+def loader(photos: Photos | PhotoStream, batch_size: int, workers: int, start: int = 0) -> DataLoader:
+    """Batches (B, size, size, 3) of uint8 RGB: for training endless and even, otherwise in order and complete.
+
+    Of `Photos` it gives the batches of all processes, which `accelerator.prepare` deals out; of a `PhotoStream` those of its
+    process, and is not to be prepared. `start` is the batch of `Photos` to begin with, counted over all processes.
+    """
+    if workers:
+        cv2.setNumThreads(1)  # the workers are the parallelism; and a forked one would wait for ever for threads left behind
+    how = {}
+    if isinstance(photos, PhotoStream):
+        photos.batch_size = batch_size
+    elif photos.augment:
+        how = {"sampler": _Endless(start * batch_size), "drop_last": True}
     return DataLoader(
         photos,
         batch_size=batch_size,
-        shuffle=photos.augment,
-        drop_last=photos.augment,
         num_workers=workers,
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each pass would draw from the global one, which a resumed run restores
+        **how,
     )
 
 

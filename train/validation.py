@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from colorize.atomic import atomic
 from colorize.color import lab_to_rgb, network_to_lab
+from colorize.colorizer import predict_ab
 from colorize.metrics import colourfulness, psnr
 from data import to_network
 
@@ -25,7 +26,7 @@ def validate(accelerator: Accelerator, model: torch.nn.Module, batches, samples:
     for batch in batches:
         lightness, ab = to_network(batch)
         with accelerator.autocast():
-            painted = model(lightness).float()
+            painted = predict_ab(model, lightness).float()
         gray, output, truth = (lab_to_rgb(network_to_lab(lightness, x)) for x in (torch.zeros_like(ab), painted, ab))
         figures = torch.stack((
             (painted - ab).abs().mean((1, 2, 3)), ab.abs().mean((1, 2, 3)), psnr(output, truth), psnr(gray, truth),
