@@ -30,7 +30,7 @@ ENTROPY = -(REAL * math.log(REAL) + FAKE * math.log(FAKE))
 KNOWS = {"vanilla": (ENTROPY, math.log(2)), "lsgan": (0.0, (REAL - 0.5) ** 2), "hinge": (0.0, 1.0)}
 
 SUMMARY = """A U-Net that paints the ab channels of a photograph from its lightness, first trained
-for L1, then against a multi-scale critic. `snapshots/` holds the generator after every epoch."""
+for L1, then against a multi-scale critic. `snapshots/` (on the Hub: tags) has the generator after every epoch."""
 
 FAILURES = """Colours are more daring than with L1 alone, and so are the mistakes: patches of a wrong colour on large
 even surfaces, colours that stop before the object does, warm casts indoors. What a photograph cannot tell (clothes, cars,

@@ -123,6 +123,9 @@ class Run:
             # The critic's spectral norms come out alike on every process, and batch statistics are shared before they are used.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+            # `accelerate launch` gives a process one thread of the CPU unless it is told; let them share all.
+            torch.set_num_threads(max((os.cpu_count() or 1) // self.accelerator.num_processes, 1))
         set_seed(args.seed)
         if self.resumed and (processes := len(list(self.resumed.glob("random_states_*")))) != self.accelerator.num_processes:
             raise SystemExit(f"{self.resumed} was saved by {processes} processes: go on with as many")
