@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -182,6 +183,14 @@ def test_a_dry_run_says_the_recipe_and_writes_nothing(dataset, unet, tmp_path):
     ):
         printed = train(f"train/{program}.py", "--dataset", dataset, "--run", tmp_path / "run", "--dry-run", *words)
         assert [k for k in known if k not in printed] == [] and not (tmp_path / "run").exists()
+
+
+def test_the_readme_starts_each_of_them(dataset, unet, tmp_path):
+    lines = re.findall(r"^accelerate launch (train/.*PHOTOS.*--run.*|train/convnet.*)$", (ROOT / "README.md").read_text(), re.M)
+    assert len(lines) == 4
+    for line in lines:
+        words = [unet / "checkpoint" if w.endswith("/checkpoint") else dataset if w == "PHOTOS" else w for w in line.split()]
+        assert "steps: " in train(*words, "--dry-run")
 
 
 # Stop and go on

@@ -135,7 +135,8 @@ def main() -> None:
                 critic_optimizer.zero_grad()
         averaged.update_parameters(generator)  # the swings cancel out; with decay 0 a mere copy
 
-        figures = run.log(step, l1=distance, generator=fooled, critic=caught, spread=painted.float().std() / ab.std())
+        spread = painted.float().std() / ab.std()
+        figures = run.log(step, l1=distance, generator=fooled, critic=caught, spread=spread, learning_rate=args.learning_rate)
         if figures:
             recent = torch.tensor([figures["critic"], figures["spread"]])
             watched = recent if watched is None else watched.lerp(recent, 0.1)
