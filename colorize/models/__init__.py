@@ -2,8 +2,23 @@
 
 from .convnet import ConvNet, ConvNetConfig
 from .critic import Critic, CriticConfig
+from .efficient_unet import EfficientUNet, EfficientUNetConfig
 from .unet import UNet, UNetConfig
 
-MODELS = {"convnet": (ConvNet, ConvNetConfig), "unet": (UNet, UNetConfig)}
+MODELS = {
+    "convnet": (ConvNet, ConvNetConfig),
+    "unet": (UNet, UNetConfig),
+    "efficient-unet": (EfficientUNet, EfficientUNetConfig),
+}
 
-__all__ = ["MODELS", "ConvNet", "ConvNetConfig", "Critic", "CriticConfig", "UNet", "UNetConfig"]
+__all__ = [
+    "MODELS",
+    "ConvNet",
+    "ConvNetConfig",
+    "Critic",
+    "CriticConfig",
+    "EfficientUNet",
+    "EfficientUNetConfig",
+    "UNet",
+    "UNetConfig",
+]

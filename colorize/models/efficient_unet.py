@@ -1,0 +1,207 @@
+"""Model 5: a U-Net whose encoder has seen ImageNet, and which names colours from a list instead of mixing them.
+
+The encoder is EfficientNet-Lite0 (Tan and Le, "EfficientNet" (2019), table 1, without squeeze-and-excitation), its modules
+named as timm names them. The list of colours and its decoding are those of Zhang et al., "Colorful Image Colorization" (2016),
+section 2: a network that has to commit itself cannot flee to the sepia between all that is plausible.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, pad, relu, relu6, softmax
+
+from ..color import AB_SCALE, LIGHTNESS_SCALE, fit_gamut, lightness_to_gray
+from .attention import CrissCrossAttention
+
+STAGES = (  # of the encoder: blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+LEVELS = (0, 1, 2, 4, 6)  # the last stage at each size: a half of the picture's, a quarter, ... a 32nd
+COARSE = (2, 3)  # of these, the levels of the decoder with attention, as the bottom has: beyond a kernel's reach, and cheap
+STEP = 32  # sides are padded to a multiple of it
+BN_EPS = 1e-3
+GRID = 10  # units of a*, b* from one class to the next
+
+
+@dataclass(frozen=True)
+class EfficientUNetConfig:
+    architecture: str = "efficient-unet"
+    width: int = 64  # channels of the decoder at half the picture's size; at a 32nd it has 4 times as many
+    stride: int = 4  # pixels from one place that is given a colour to the next: 2 or 4
+    temperature: float = 0.38  # 1: the mean of the classes, muted; towards 0: the likeliest one, vivid and patchy
+    chroma: float = 1.0  # multiplies ab
+    image_size: int = 512  # pixels on the short side that it was trained at
+
+    def __post_init__(self):
+        if not 2 <= self.width <= 256 or self.width % 2:
+            raise ValueError(f"width must be an even number from 2 to 256, not {self.width}")
+        if self.stride not in (2, 4):
+            raise ValueError(f"stride must be 2 or 4, not {self.stride}")
+        if not 0.01 <= self.temperature <= 1:
+            raise ValueError(f"temperature must be between 0.01 and 1, not {self.temperature}")
+        if not 0 <= self.chroma <= 10:
+            raise ValueError(f"chroma must be between 0 and 10, not {self.chroma}")
+        if not 16 <= self.image_size <= 4096:
+            raise ValueError(f"image_size must be between 16 and 4096, not {self.image_size}")
+
+
+def ab_classes() -> torch.Tensor:
+    """The colours on a grid of 10 units that sRGB can show at some lightness -> (Q, 2) ab in [-1, 1], on the CPU."""
+    grid = torch.arange(-AB_SCALE, AB_SCALE + 1, GRID, dtype=torch.float64, device="cpu")  # also where meta is the default
+    ab = torch.cartesian_prod(grid, grid).T[:, None]  # (2, 1, grid * grid)
+    lightness = torch.arange(0, 2 * LIGHTNESS_SCALE + 1, dtype=torch.float64, device="cpu")[None, :, None]  # (1, L, 1)
+    shape = (-1, lightness.shape[1], ab.shape[2])
+    lab = torch.cat((lightness.expand(shape), ab.expand(shape)))[None]  # (1, 3, L, grid * grid)
+    shown = (fit_gamut(lab) == lab).all(dim=1).any(dim=1)[0]  # (grid * grid,)
+    return (ab[:, 0, shown].T / AB_SCALE).float()
+
+
+class EncoderBlock(nn.Module):
+    """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride), both sides even where the stride is 2.
+
+    An inverted residual: 1x1 to more channels, where there is an expansion, depthwise, and 1x1 to few channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        wide = inputs * expansion
+        self.stride, self.residual = stride, stride == 1 and inputs == outputs
+        if expansion > 1:
+            self.conv_pw = nn.Conv2d(inputs, wide, kernel_size=1)
+        self.conv_dw = nn.Conv2d(wide, wide, kernel, padding=kernel // 2, groups=wide)
+        narrow = "conv_pwl" if expansion > 1 else "conv_pw"  # as timm has it
+        self.add_module(narrow, nn.Conv2d(wide, outputs, kernel_size=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        *widen, depthwise, narrow = self.children()
+        y = x
+        for conv in widen:
+            y = relu6(conv(y))
+        y = depthwise(y)
+        if self.stride == 2:  # TensorFlow's SAME padding; and on a CPU the gradients of strided depthwise convolutions are slow
+            y = y[..., 1::2, 1::2]
+        y = narrow(relu6(y))
+        return x + y if self.residual else y
+
+
+class Encoder(nn.Module):
+    """Gray (B, 1, H, W), (sRGB in 0 to 255, less 127) / 128, -> features at 1/2, 1/4, 1/8, 1/16, 1/32 of the size.
+
+    They have 16, 24, 40, 112 and 320 channels. H and W are multiples of 32. The batch norms are folded into the convolutions:
+    their statistics are those of ImageNet, which a small batch of one's own would only blur.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv_stem = nn.Conv2d(1, 32, kernel_size=3, stride=2)  # of gray; ImageNet's three kernels are summed
+        stages, channels = [], 32
+        for blocks, kernel, stride, expansion, outputs in STAGES:
+            stage = [EncoderBlock(channels, outputs, kernel, stride, expansion)]
+            stage += [EncoderBlock(outputs, outputs, kernel, 1, expansion) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(*stage))
+            channels = outputs
+        self.blocks = nn.Sequential(*stages)
+
+    def forward(self, gray: torch.Tensor) -> list[torch.Tensor]:
+        x = relu6(self.conv_stem(pad(gray, (0, 1, 0, 1))))  # TensorFlow's SAME padding
+        features = []
+        for i, stage in enumerate(self.blocks):
+            x = stage(x)
+            if i in LEVELS:
+                features.append(x)
+        return features
+
+    @torch.no_grad()
+    def load_timm(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take the weights of timm's `tf_efficientnet_lite0` and fold its batch norms. What follows the blocks is left out.
+
+        Raises:
+            ValueError: a weight is missing or has another shape. The encoder may have been changed in part.
+        """
+        norms = {"conv_stem": "bn1"}
+        for name, block in self.named_modules():
+            if isinstance(block, EncoderBlock):
+                norms |= {f"{name}.{conv}": f"{name}.bn{i}" for i, (conv, _) in enumerate(block.named_children(), start=1)}
+
+        def take(key: str, *shape: int) -> torch.Tensor:
+            found = tuple(weights[key].shape) if key in weights else "missing"
+            if found != shape:
+                raise ValueError(f"these are no weights of EfficientNet-Lite0: {key} is {found}, not {shape}")
+            return weights[key].float()
+
+        for name, norm in norms.items():
+            conv = self.get_submodule(name)
+            outputs, inputs, *kernel = conv.weight.shape
+            kernels = take(f"{name}.weight", outputs, 3 if name == "conv_stem" else inputs, *kernel)
+            gain, shift, mean, var = (take(f"{norm}.{x}", outputs) for x in ("weight", "bias", "running_mean", "running_var"))
+            gain = gain / (var + BN_EPS).sqrt()
+            if name == "conv_stem":  # gray has three equal channels
+                kernels = kernels.sum(dim=1, keepdim=True)
+            conv.weight.copy_(kernels * gain[:, None, None, None])
+            conv.bias.copy_(shift - mean * gain)
+
+
+class DecoderBlock(nn.Module):
+    """(B, inputs, H, W) and the encoder's (B, skipped, 2 * H, 2 * W) -> (B, outputs, 2 * H, 2 * W)."""
+
+    def __init__(self, inputs: int, skipped: int, outputs: int, attention: bool):
+        super().__init__()
+        self.up = nn.Conv2d(inputs, outputs, kernel_size=1)
+        self.skip = nn.Conv2d(skipped, outputs, kernel_size=1, bias=False)
+        self.conv = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.attention = CrissCrossAttention(outputs) if attention else nn.Identity()
+
+    def forward(self, x: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+        x = interpolate(self.up(x), scale_factor=2, mode="bilinear", align_corners=False)
+        x = relu(x + self.skip(skipped))
+        return self.attention(relu(self.norm(self.conv(x))))
+
+
+class EfficientUNet(nn.Module):
+    """lightness (B, 1, H, W) in [-1, 1] -> ab (B, 2, H, W) in [-1, 1]. Any height and width."""
+
+    paints = "ab"
+
+    def __init__(self, config: EfficientUNetConfig = EfficientUNetConfig()):
+        super().__init__()
+        self.config = config
+        w, finest = config.width, config.stride // 2 - 1  # level 0 is at half the size, level 4 at a 32nd
+        widths = [w, 3 * w // 2, 2 * w, 3 * w, 4 * w]
+        features = [STAGES[i][-1] for i in LEVELS]
+        self.encoder = Encoder()
+        self.bottom = nn.Sequential(nn.Conv2d(features[4], widths[4], kernel_size=1), nn.ReLU(), CrissCrossAttention(widths[4]))
+        self.decoder = nn.ModuleList(
+            DecoderBlock(widths[i + 1], features[i], widths[i], attention=i in COARSE) for i in range(3, finest - 1, -1)
+        )
+        self.register_buffer("colours", ab_classes(), persistent=False)  # (Q, 2) ab in [-1, 1]
+        self.head = nn.Conv2d(widths[finest], len(self.colours), kernel_size=1)
+
+    def forward(self, lightness: torch.Tensor, decode: bool = True) -> torch.Tensor:
+        """Without `decode`: logits (B, Q, h, w) of the classes; h and w are H and W by `config.stride`, rounded up."""
+        height, width = lightness.shape[-2:]
+        stride = self.config.stride
+        x = pad(lightness, (0, -width % STEP, 0, -height % STEP), mode="replicate")
+        gray = (lightness_to_gray((x + 1) * LIGHTNESS_SCALE) * 255 - 127) / 128
+        *skipped, x = self.encoder(gray)
+        x = self.bottom(x)
+        for block in self.decoder:
+            x = block(x, skipped.pop())
+        logits = self.head(x)
+        if not decode:
+            return logits[..., : -(-height // stride), : -(-width // stride)]
+        ab = interpolate(self.decode(logits), scale_factor=stride, mode="bilinear", align_corners=False)
+        return ab[..., :height, :width]
+
+    def decode(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, Q, h, w) -> ab (B, 2, h, w): the annealed mean of Zhang et al., section 2.3, equation 5."""
+        shares = softmax(logits.float() / self.config.temperature, dim=1)
+        ab = torch.einsum("bqhw,qc->bchw", shares, self.colours) * self.config.chroma
+        return ab.clamp(-1, 1)

@@ -1,0 +1,198 @@
+"""Train a U-Net with an encoder that has seen ImageNet to name each place's colour class, rare colours counting for more.
+
+    accelerate launch train/efficient_unet.py --dataset PHOTOS
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite0.safetensors
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 256
+
+The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 2.2: cross entropy to the five classes nearest
+to the true colour, weighted by how rare it is. The pretrained encoder follows at a tenth of the learning rate; its depthwise
+kernels and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast.
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.functional import avg_pool2d, l1_loss
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import supervised
+from colorize.color import AB_SCALE
+from colorize.models import EfficientUNet, EfficientUNetConfig
+from colorize.models.efficient_unet import Encoder
+from data import Photos, PhotoStream, loader, to_network
+from run import Run, load, parse, parser
+
+NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
+SIDE = 2 * int(AB_SCALE) + 1  # of the table from whole a*, b* to classes
+
+SUMMARY = """A U-Net with an EfficientNet-Lite0 encoder from ImageNet and criss-cross attention, which gives every place of a
+photograph probabilities of {classes} colours, and paints their annealed mean (temperature {temperature})."""
+
+FAILURES = """It takes each place for what is likeliest there, and is sure of it: patches of a wrong colour on rocks, water
+and cloth, skin tones where there is no skin. What a photograph cannot tell (clothes, cars, walls) is guessed. A colour is
+for {stride} x {stride} pixels of what the network sees, so fine detail takes that of what is around."""
+
+
+def flags() -> argparse.ArgumentParser:
+    f = parser(__doc__.splitlines()[0], run=Path("runs/efficient-unet"), batch_size=32, validation_pictures=500)
+    f.add_argument("--encoder", default="timm/tf_efficientnet_lite0.in1k", help="its weights: a .safetensors file or a Hub id")
+    f.add_argument("--encoder-rate", type=float, default=0.1, help="its share of the learning rate")
+    f.add_argument("--frozen-stages", type=int, default=2, help="of the encoder's 7, the first ones, which do not learn")
+    f.add_argument("--width", type=int, default=64, help="channels of the decoder at half the size")
+    f.add_argument("--stride", type=int, default=4, choices=(2, 4), help="pixels between two places that are given a colour")
+    f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
+    f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
+    f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
+    f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
+    f.add_argument("--colourfulness-weight", type=float, default=0.0, help="of how far its colourfulness is from the truth's")
+    f.add_argument("--ema", type=float, default=0.998, help="decay of the running mean of the weights, which is what is kept")
+    supervised.flags(f).set_defaults(learning_rate=1e-3, warmup_steps=100, weight_decay=1e-2, validate_every=500)
+    f.set_defaults(epochs=1.0, epoch_steps=9000)  # one warm-up and one cosine over the whole run
+    return f
+
+
+def load_encoder(encoder: Encoder, name: str) -> None:
+    """Give it the weights of a safetensors file, or of a repository of the Hub."""
+    try:
+        path = name if name.endswith(".safetensors") else hf_hub_download(name, "model.safetensors")
+        encoder.load_timm(load_file(path))
+    except (OSError, ValueError, SafetensorError, HTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"--encoder {name} cannot be read ({reason}): name a .safetensors file or a Hub id") from error
+
+
+def freeze(encoder: Encoder, stages: int) -> None:
+    """Let the first stages and all depthwise kernels be.
+
+    The gradient of a 5x5 depthwise kernel, biases included, takes a CPU ten times as long as all else that its block does.
+    """
+    for part in (encoder.conv_stem, *encoder.blocks[:stages]):
+        part.requires_grad_(False)
+    for conv in encoder.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups > 1:
+            conv.requires_grad_(False)
+
+
+def running_mean(decay: float):
+    """For `AveragedModel`: an exponential mean that soon forgets the random weights of the first steps."""
+
+    def update(kept: list, current: list, updates) -> None:
+        n = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(kept, current, n)
+
+    return update
+
+
+class Targets(nn.Module):
+    """What the logits are held against: a table from whole a*, b* to the classes that share the colour, and their weights.
+
+    Zhang et al., section 2.1 for the shares, 2.2 for the weights. As the table knows all distances, a step computes none.
+    """
+
+    def __init__(self, colours: torch.Tensor):
+        """`colours` (Q, 2): ab of the classes in [-1, 1]."""
+        super().__init__()
+        units = torch.arange(SIDE) - AB_SCALE
+        distance, classes = torch.cdist(torch.cartesian_prod(units, units), colours * AB_SCALE).topk(NEAREST, largest=False)
+        self.register_buffer("classes", classes)  # (SIDE * SIDE, NEAREST), the very nearest first
+        self.register_buffer("shares", torch.softmax(-(distance**2) / (2 * SPREAD**2), dim=1))
+        self.register_buffer("prior", torch.full((len(colours),), 1 / len(colours)))  # how often each class is seen
+        self.register_buffer("weights", torch.ones(len(colours)))
+
+    def cells(self, ab: torch.Tensor) -> torch.Tensor:
+        """ab (B, 2, h, w) in [-1, 1] -> rows of the table (B * h * w,)."""
+        a, b = ((ab + 1) * AB_SCALE).round().long().clamp(0, SIDE - 1).unbind(1)
+        return (a * SIDE + b).flatten()
+
+    def count(self, truths: Iterable[torch.Tensor], uniform: float) -> None:
+        """Take `prior` from true ab, each (B, 2, h, w), and from it `weights`; mixed with `uniform` of all classes alike."""
+        seen = torch.ones_like(self.prior)
+        for ab in truths:
+            cells = self.cells(ab)
+            seen.index_add_(0, self.classes[cells].flatten(), self.shares[cells].flatten())
+        self.prior = seen / seen.sum()
+        weights = 1 / ((1 - uniform) * self.prior + uniform / len(seen))
+        self.weights = weights / (self.prior * weights).sum()  # 1 in the mean over what is seen
+
+    def forward(self, logits: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+        """Weighted cross entropy of logits (B, Q, h, w), against true ab (B, 2, h, w)."""
+        cells = self.cells(ab)
+        classes = self.classes[cells]  # (B * h * w, NEAREST)
+        likely = logits.permute(0, 2, 3, 1).flatten(0, 2).float().log_softmax(dim=1)  # (B * h * w, Q)
+        said = (likely.gather(1, classes) * self.shares[cells]).sum(dim=1)
+        return -(said * self.weights[classes[:, 0]]).mean()
+
+
+def colourfulness(ab: torch.Tensor) -> torch.Tensor:
+    """ab (B, 2, h, w) -> (B,), in the same units. Hasler and Suesstrunk (2003), section 4, the form for CIELab."""
+    spread = ab.var(dim=(2, 3)).sum(1)
+    return (spread + 1e-6).sqrt() + 0.37 * ab.mean(dim=(2, 3)).norm(dim=1)  # the slope of a root is infinite at 0
+
+
+def first_truths(run: Run, stride: int) -> Iterator[torch.Tensor]:
+    """The true ab (B, 2, h, w) of the first `--prior-pictures`, at the size of the logits."""
+    args = run.args
+    stream = PhotoStream(run.rows, args.image_size, args.seed) if args.streaming else None
+    photos = stream or Photos(run.rows, args.image_size, augment=True, seed=args.seed)
+    batches = loader(photos, args.batch_size, args.workers)
+    for batch in itertools.islice(batches, math.ceil(args.prior_pictures / args.batch_size)):
+        yield shrink(to_network(batch)[1], stride)
+
+
+def shrink(ab: torch.Tensor, stride: int) -> torch.Tensor:
+    """ab (B, 2, H, W) -> (B, 2, h, w), the size of the logits: means over stride x stride pixels, fewer at the edge."""
+    return avg_pool2d(ab, stride, ceil_mode=True)
+
+
+def main() -> None:
+    args = parse(flags())
+    run = Run(args)
+    fresh = not args.start and not args.resume
+    config = EfficientUNetConfig(width=args.width, stride=args.stride)
+    model = load(args.start) if args.start else EfficientUNet(config)
+    model.config = replace(model.config, temperature=args.temperature, image_size=args.image_size)
+    stride = model.config.stride
+    targets = Targets(model.colours)
+    if not args.dry_run:
+        targets.count(first_truths(run, stride), args.uniform)
+        if fresh:
+            load_encoder(model.encoder, args.encoder)
+            model.head.bias.data = (targets.prior * targets.weights).log()  # what it would say of no picture
+    freeze(model.encoder, args.frozen_stages)
+    model = model.to(memory_format=torch.channels_last)
+    targets = targets.to(run.accelerator.device)
+
+    def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        lightness, ab = to_network(batch)
+        ab = shrink(ab, stride)
+        logits = network(lightness, decode=False)
+        total = targets(logits, ab)
+        if args.l1_weight or args.colourfulness_weight:
+            painted = model.decode(logits)
+            total = total + args.l1_weight * l1_loss(painted, ab)
+            total = total + args.colourfulness_weight * l1_loss(colourfulness(painted), colourfulness(ab))
+        return total
+
+    groups = [
+        {"params": [p for p in model.encoder.parameters() if p.requires_grad], "share": args.encoder_rate},
+        {"params": [p for name, p in model.named_parameters() if not name.startswith("encoder.")]},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+    averaged = AveragedModel(model, multi_avg_fn=running_mean(args.ema), use_buffers=True).to(run.accelerator.device)
+    summary = SUMMARY.format(classes=len(model.colours), temperature=model.config.temperature)
+    words = {"name": "efficient-unet", "summary": summary, "failures": FAILURES.format(stride=stride)}
+    supervised.train(run, model, optimizer, loss, averaged=averaged, **words)
+
+
+if __name__ == "__main__":
+    main()
