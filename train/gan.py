@@ -148,7 +148,8 @@ def main() -> None:
             epoch = f"epoch-{math.ceil(step / run.epoch_steps):03d}"
             figures = run.validate(step, averaged.module, epoch)
             history = run.memory["history"] = [*history, [epoch, figures]]
-            name = "unet-attention-gan" if generator.config.attention else "unet-gan"
+            attention = "-attention" if getattr(generator.config, "attention", False) else ""
+            name = f"{generator.config.architecture}{attention}-gan"
             words = {"name": name, "summary": SUMMARY, "failures": FAILURES, "table": epoch_table(history)}
             run.export(averaged.module, figures, snapshot=epoch, **words)
     run.end()
