@@ -67,7 +67,7 @@ def _splits(dataset: str, streaming: bool) -> tuple:
     path = Path(dataset)
     listed, foldered = path.suffix == ".txt", path.is_dir() and not any(path.rglob("*.parquet"))
     if not listed and not foldered:
-        return _split(dataset, "train", streaming), _split(dataset, "validation", streaming)
+        return open_split(dataset, "train", streaming), open_split(dataset, "validation", streaming)
     if streaming:
         raise SystemExit(f"{dataset} is on disk as files: only a `datasets` folder or a Hub id can be streamed")
     if listed:
@@ -88,7 +88,8 @@ def _row(path: Path) -> dict:
     return {"image": {"bytes": None, "path": str(path)}}
 
 
-def _split(dataset: str, split: str, streaming: bool):
+def open_split(dataset: str, split: str, streaming: bool = False):
+    """The column `image`, not decoded, of one split of a `datasets` folder or Hub id; None if there is no such split."""
     try:
         import datasets  # here, since a folder of pictures does without
     except ImportError as error:
@@ -105,7 +106,7 @@ def _split(dataset: str, split: str, streaming: bool):
     return rows and rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
 
 
-def _decode(image: dict) -> np.ndarray | None:
+def decode(image: dict) -> np.ndarray | None:
     """The picture of a row as (H, W, 3) uint8 RGB, turned upright; None if it is missing or damaged."""
     try:
         data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
@@ -162,7 +163,7 @@ class Photos(Dataset):
         rng = random.Random(f"{self.seed} {position}") if self.augment else None
         for _ in range(len(self)):
             image = self.rows[index]["image"]
-            rgb = _decode(image)
+            rgb = decode(image)
             if rgb is not None:
                 return _crop(rgb, self.size, rng)
             _name(self.damaged, image["path"] or f"picture {index}")
@@ -217,7 +218,7 @@ class PhotoStream(IterableDataset):
                 if position <= seen:
                     continue
                 owed.append(position)
-                rgb = _decode(image)
+                rgb = decode(image)
                 if rgb is None:
                     _name(self.damaged, image["path"] or f"row {position} of part {node + 1} of {nodes}")
                     continue
