@@ -54,13 +54,16 @@ def figures(run: Path, key: str) -> list[float]:
 
 
 def interrupt(number: int, run: Path, *words) -> tuple[int, str]:
-    """Start a program, and send it a signal when it has saved its state for the second time -> return code, stderr."""
-    process = start(*words, "--run", run)
+    """Start a program, and send it a signal when it has saved its state for the second time -> return code, stderr.
+
+    As from a terminal, the signal goes to its workers too.
+    """
+    process = start(*words, "--run", run, start_new_session=True)
     seen = set()
     while process.poll() is None and len(seen) < 2:
         seen |= {p.name for p in run.glob("state/*") if p.name.isdigit()}
         time.sleep(0.005)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     return process.wait(), process.stderr.read()
 
 

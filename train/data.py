@@ -4,9 +4,13 @@ Training data is one endless stream of crops: what is at a position of it depend
 workers or processes. So the same seed gives the same run, and a resumed run goes on where it was.
 """
 
+import atexit
 import itertools
+import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -237,8 +241,11 @@ class _Endless(Sampler):
         return itertools.count(self.start)
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(worker: int, ending) -> None:
     cv2.setNumThreads(1)  # a spawned one does not inherit it
+    # All of a process group get the signals that stop a run, but the program wants its batch yet: a worker goes at its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
 
 
 def loader(photos: Photos | PhotoStream, batch_size: int, workers: int, start: int = 0) -> DataLoader:
@@ -254,11 +261,13 @@ def loader(photos: Photos | PhotoStream, batch_size: int, workers: int, start: i
         photos.batch_size = batch_size
     elif photos.augment:
         how = {"sampler": _Endless(start * batch_size), "drop_last": True}
+    ending = torch.multiprocessing.get_context("spawn").Event()  # forked workers can use it too
+    atexit.register(ending.set)  # before multiprocessing, at its own exit, ends the workers with a signal
     return DataLoader(
         photos,
         batch_size=batch_size,
         num_workers=workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, ending=ending),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or each pass would draw from the global one, which a resumed run restores
