@@ -58,7 +58,7 @@ def pooled(function, files: list[str]) -> np.ndarray:
         if result is not None:
             total += result[0]
 
-    with multiprocessing.Pool(initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with multiprocessing.Pool() as pool:
         for file in files:
             pool.apply_async(function, (file,), callback=update)
         pool.close()
@@ -76,6 +76,7 @@ def ours(folder: Path) -> np.ndarray:
 
 
 def main(count: str = "5000") -> None:
+    cv2.setNumThreads(1)  # or forked processes wait for ever for the threads of this one
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, int(count))

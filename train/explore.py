@@ -220,11 +220,11 @@ def draw_gamut(ab: np.ndarray) -> Figure:
     axes = figure.add_subplot(xlabel="a*: green to red", ylabel="b*: blue to yellow", facecolor="0.12", aspect="equal")
     axes.imshow(np.dstack([own, often]), origin="lower", extent=(-128.5, 127.5, -128.5, 127.5))
     axes.plot(*outline, color="white", linewidth=0.8, linestyle=":", label="all that sRGB can show")
-    counts = np.sort(ab.ravel())[::-1]
-    shares = np.cumsum(counts) / counts.sum()
     smooth = cv2.GaussianBlur(ab.T.astype(float), (0, 0), 1)
+    counts = np.sort(smooth.ravel())[::-1]
+    shares = np.cumsum(counts) / counts.sum()
     for share, style in ((0.5, "-"), (0.9, "--"), (0.99, "-.")):
-        level = counts[np.searchsorted(shares, share)] - 0.5
+        level = counts[np.searchsorted(shares, share)]
         axes.contour(grid, grid, smooth, [level], colors="white", linestyles=style, linewidths=0.8)
         axes.plot([], [], color="white", linewidth=0.8, linestyle=style, label=f"{share:.0%} of the pixels")
     axes.legend(loc="lower left", labelcolor="white", fontsize=9)  # sRGB has nothing there
@@ -314,7 +314,7 @@ def report(args: argparse.Namespace, pictures: Pictures, found: np.ndarray, freq
     for name, counts in (("RGB_frequencies", frequencies[:3]), ("Lab_frequencies", frequencies[3:]), ("image_sizes", sizes)):
         with atomic(args.output / f"{name}.csv") as path:
             np.savetxt(path, counts, "%d", delimiter=",")
-    with atomic(args.output / "warnings.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic(args.output / "warnings.csv") as path, open(path, "w", newline="", encoding="utf-8", errors="replace") as file:
         lines = csv.writer(file)
         lines.writerow(["picture", "warning", "of"])
         for kind, those in warnings.items():
@@ -393,7 +393,7 @@ logarithm.</p>
             names = html.escape(", ".join(pictures.name(n) for n in those[:SHOWN]))
             body += image(kind) if kind in figures else f"<p>{names}</p>\n"
     with atomic(args.output / "report.html") as path:
-        path.write_text(PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
+        path.write_text(PAGE.format(title=html.escape(title), body=body), encoding="utf-8", errors="replace")
     print(markdown(summary), f"{args.output / 'report.html'} has the rest", sep="\n")
 
 

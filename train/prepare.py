@@ -92,7 +92,8 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator, pictures: Pictur
         pass
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        with atomic(args.output / "dropped.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        csv_as = {"newline": "", "encoding": "utf-8", "errors": "replace"}
+        with atomic(args.output / "dropped.csv") as path, open(path, "w", **csv_as) as file:
             lines = csv.writer(file)
             lines.writerow(["picture", "reason", "of"])
             for n in np.flatnonzero(reasons != ""):
@@ -119,7 +120,7 @@ def digest(pictures: Pictures) -> str:
     """Of their names: it tells whether a folder still has the same ones."""
     sha = hashlib.sha256()
     for numbers in chunks(range(len(pictures)), 10_000):
-        sha.update("\n".join(map(pictures.name, numbers)).encode(errors="surrogateescape") + b"\n")
+        sha.update(b"".join(os.fsencode(pictures.name(n)) + b"\n" for n in numbers))
     return sha.hexdigest()
 
 
@@ -159,8 +160,9 @@ def result_names(pictures: Pictures, kept: np.ndarray) -> pa.Array:
     """Where each result goes in OUT: its own name and folder, and its number where two would be the same file."""
     taken, names = set(), []
     for n in kept:
-        # Names in a zip or parquet file may be anything, as "../../photo.jpg".
-        parts = [part for part in PurePosixPath(pictures.name(n)).parts if part not in ("/", "..")]
+        # A name may be anything: not UTF-8 on a disk, "../../photo.jpg" in a zip or parquet file.
+        readable = pictures.name(n).encode(errors="replace").decode()
+        parts = [part for part in PurePosixPath(readable).parts if part not in ("/", "..")]
         name = str(PurePosixPath(*parts).with_suffix(""))
         while name.lower() in taken:
             name += f"-{n}"
@@ -185,6 +187,8 @@ def share_out(names: pa.Array) -> dict[str, np.ndarray]:
 def fit(image: dict, args: argparse.Namespace) -> bytes:
     """A picture's file -> the JPEG of its middle, or of all of it, scaled."""
     rgb = decode(image)  # (H, W, 3)
+    if rgb is None:
+        raise OSError(f"{image['path'] or 'a picture'} can no longer be read: is the disk still there?")
     size, (height, width) = args.size, rgb.shape[:2]
     if args.resize:
         scale = size / min(height, width)
@@ -225,4 +229,7 @@ def write_shards(args, pictures: Pictures, kept, names: pa.Array, files: dict, s
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None

@@ -60,7 +60,8 @@ class Pictures:
             opened = {split + "/": open_split(dataset, split) for split in ("train", "validation")}
             self.splits, both = [rows for rows in opened.values() if rows], all(opened.values())
             names = _named({prefix if both else "": rows for prefix, rows in opened.items() if rows})
-        self.names = pa.array(names, pa.large_string())  # a tenth of what a list takes, and forked workers share it
+        # A tenth of what a list takes, and forked workers share it. Bytes, as names may be in any old encoding.
+        self.names = pa.array(map(os.fsencode, names), pa.large_binary())
         if not len(self.names):
             raise SystemExit(f"{dataset} holds no pictures")
 
@@ -68,7 +69,7 @@ class Pictures:
         return len(self.names)
 
     def name(self, number: int) -> str:
-        return self.names[int(number)].as_py()
+        return os.fsdecode(self.names[int(number)].as_py())
 
     def read(self, numbers: Sequence[int]) -> list[dict]:
         """-> `{"bytes": ..., "path": ...}` of each, for `decode`."""
