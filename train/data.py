@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
-from colorize.color import lab_to_network, rgb_to_lab
+from colorize.color import LIGHTNESS_SCALE, gray_to_lightness, lab_to_network, rgb_to_lab
 from colorize.picture import SUFFIXES
 
 SHUFFLED = 500  # rows of a streamed data set that a worker holds in memory to take the next one from
@@ -278,3 +278,23 @@ def loader(photos: Photos | PhotoStream, batch_size: int, workers: int, start: i
 def to_network(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, H, W, 3) uint8 RGB -> lightness (B, 1, H, W) and ab (B, 2, H, W), both in [-1, 1], on the batch's device."""
     return lab_to_network(rgb_to_lab(batch.permute(0, 3, 1, 2) / 255))
+
+
+def old_print(batch: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 RGB -> lightness (B, 1, H, W) in [-1, 1], each as an old photograph of the same scene has it.
+
+    Plates before about 1920 hardly saw red and saw blue best: skies are blank in them, lips and brick dark. Then the print
+    faded towards gray, and the scan has grain.
+    """
+    rgb = batch.permute(0, 3, 1, 2) / 255
+
+    def draw(least: float, most: float) -> torch.Tensor:
+        return torch.empty(len(rgb), 1, 1, 1, device=rgb.device).uniform_(least, most)
+
+    red, green, blue = draw(0, 0.3), draw(0.2, 0.7), draw(0.1, 0.6)
+    gray = (rgb * torch.cat((red, green, blue), dim=1)).sum(1, keepdim=True) / (red + green + blue)
+    lightness = gray_to_lightness(gray) / (2 * LIGHTNESS_SCALE)
+    black, white = draw(0, 0.35), draw(0.65, 1)
+    lightness = black + (white - black) * lightness ** draw(-0.4, 0.4).exp()
+    lightness = lightness + draw(0, 0.05) * torch.randn_like(lightness)
+    return lightness.clamp(0, 1) * 2 - 1

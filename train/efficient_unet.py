@@ -29,7 +29,7 @@ import supervised
 from colorize.color import AB_SCALE
 from colorize.models import EfficientUNet, EfficientUNetConfig
 from colorize.models.efficient_unet import Encoder
-from data import Photos, PhotoStream, loader, to_network
+from data import Photos, PhotoStream, loader, old_print, to_network
 from run import Run, load, parse, parser
 
 NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
@@ -53,6 +53,7 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
+    f.add_argument("--old-prints", type=float, default=0.0, help="share of the pictures that are shown as old, faded prints")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
     f.add_argument("--colourfulness-weight", type=float, default=0.0, help="of how far its colourfulness is from the truth's")
     f.add_argument("--ema", type=float, default=0.998, help="decay of the running mean of the weights, which is what is kept")
@@ -174,6 +175,9 @@ def main() -> None:
 
     def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         lightness, ab = to_network(batch)
+        if args.old_prints:
+            aged = torch.rand(len(batch), 1, 1, 1, device=batch.device) < args.old_prints
+            lightness = torch.where(aged, old_print(batch), lightness)
         ab = shrink(ab, stride)
         logits = network(lightness, decode=False)
         total = targets(logits, ab)
