@@ -260,3 +260,26 @@ def test_refusals_name_the_remedy(colours, colour_stream, tmp_path, monkeypatch)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "train")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "is no folder or list of pictures" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_old_print_is_paler_darker_in_red_and_still_the_same_scene():
+    crops = data.Photos(data._pictures(PHOTOS[0].parent), 64)
+    batch = torch.stack([crops[i % len(crops)] for i in range(60)])
+    torch.manual_seed(0)
+    old, (now, _) = data.old_print(batch), data.to_network(batch)
+    assert old.shape == now.shape and old.min() >= -1 and old.max() <= 1
+    for before, after in zip(now.flatten(1), old.flatten(1), strict=True):
+        assert torch.corrcoef(torch.stack((before, after)))[0, 1] > 0.6
+    assert old.flatten(1).std(1).mean() < 0.8 * now.flatten(1).std(1).mean()
+    assert (old[0] != old[len(crops)]).any()  # the same photograph, another print
+
+    red, blue = torch.tensor([200, 60, 60]), torch.tensor([90, 90, 225])  # about as light
+    halves = torch.stack((red, blue)).to(torch.uint8).repeat_interleave(8, 0).expand(50, 16, 16, 3)
+    dark, light = data.old_print(halves).chunk(2, dim=3)
+    assert (dark.mean((1, 2, 3)) < light.mean((1, 2, 3))).float().mean() > 0.8
+
+
+def test_a_gray_patch_of_an_old_print_has_grain_and_no_more():
+    torch.manual_seed(0)
+    spread = data.old_print(torch.full((50, 16, 16, 3), 128, dtype=torch.uint8)).flatten(1).std(1)
+    assert spread.max() < 0.11 and spread.mean() > 0.02

@@ -2,11 +2,12 @@
 
     accelerate launch train/efficient_unet.py --dataset PHOTOS
     accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite0.safetensors
-    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 256
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 192 --epoch-steps 300 --learning-rate 3e-4
 
 The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 2.2: cross entropy to the five classes nearest
 to the true colour, weighted by how rare it is. The pretrained encoder follows at a tenth of the learning rate; its depthwise
-kernels and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast.
+kernels and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast. Some of the pictures are shown
+to it as plates and faded prints, so that it knows those too. EXPERIMENTS.md says what else was tried.
 """
 
 import argparse
@@ -39,7 +40,8 @@ SUMMARY = """A U-Net with an EfficientNet-Lite0 encoder from ImageNet and criss-
 photograph probabilities of {classes} colours, and paints their annealed mean (temperature {temperature})."""
 
 FAILURES = """It takes each place for what is likeliest there, and is sure of it: patches of a wrong colour on rocks, water
-and cloth, skin tones where there is no skin. What a photograph cannot tell (clothes, cars, walls) is guessed. A colour is
+and cloth, skin tones where there is no skin. What a photograph cannot tell (clothes, cars, walls) is guessed, mostly brown or
+gray. A colour is
 for {stride} x {stride} pixels of what the network sees, so fine detail takes that of what is around."""
 
 
@@ -53,12 +55,12 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
-    f.add_argument("--old-prints", type=float, default=0.0, help="share of the pictures that are shown as old, faded prints")
+    f.add_argument("--old-prints", type=float, default=0.4, help="share of the pictures that are shown as old, faded prints")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
     f.add_argument("--colourfulness-weight", type=float, default=0.0, help="of how far its colourfulness is from the truth's")
     f.add_argument("--ema", type=float, default=0.998, help="decay of the running mean of the weights, which is what is kept")
     supervised.flags(f).set_defaults(learning_rate=1e-3, warmup_steps=100, weight_decay=1e-2, validate_every=500)
-    f.set_defaults(epochs=1.0, epoch_steps=9000)  # one warm-up and one cosine over the whole run
+    f.set_defaults(image_size=128, epochs=1.0, epoch_steps=4000)  # one warm-up and one cosine over the whole run
     return f
 
 
