@@ -9,16 +9,18 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from . import hub
 from .color import (
     LIGHTNESS_SCALE,
+    LUMINANCE,
     fit_gamut,
     gray_to_lightness,
+    gray_to_linear,
     lab_to_network,
     lab_to_rgb,
     lightness_to_gray,
+    luminance_to_lightness,
     network_to_lab,
     rgb_to_lab,
     rgb_to_lightness,
@@ -108,13 +110,13 @@ class Colorizer:
         height, width = picture.height, picture.width
         depth = np.iinfo(picture.pixels.dtype).max
         pixels = np.empty((height, width, 3), picture.pixels.dtype)
+        ab = (ab * saturation).permute(1, 2, 0).contiguous().numpy()  # (h, w, 2)
         rows = max(STRIP // width, 1)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            lightness = full_lightness(picture.pixels[top:bottom])  # (1, 1, rows, W)
-            colours = stretch_rows(ab * saturation, height, width, top, bottom)  # (1, 2, rows, W)
-            rgb = lab_to_rgb(fit_gamut(torch.cat((lightness, colours), dim=1)))[0].permute(1, 2, 0)  # (rows, W, 3)
-            pixels[top:bottom] = (rgb * depth).round_().numpy()
+            lightness = full_lightness(picture.pixels[top:bottom])[0, 0].numpy()  # (rows, W)
+            lab = cv2.merge([lightness, stretch_rows(ab, height, width, top, bottom)])  # (rows, W, 3)
+            pixels[top:bottom] = lab_to_levels(lab) if depth == 255 else (_show(lab) * depth).round()
         return replace(picture, pixels=pixels, colorized_by=self.name)
 
 
@@ -140,16 +142,44 @@ def seen_shape(height: int, width: int, size: int) -> tuple[int, int]:
 def full_lightness(pixels: np.ndarray) -> torch.Tensor:
     """(H, W) gray or (H, W, 3) sRGB, 8 or 16 bit -> L* (1, 1, H, W)."""
     if pixels.ndim == 2:
-        return torch.from_numpy(np.take(_lightness_table(pixels.dtype.name), pixels))[None, None]
-    rgb = torch.from_numpy(pixels.astype(np.float32)) / np.iinfo(pixels.dtype).max
-    return rgb_to_lightness(rgb.permute(2, 0, 1)[None])
+        return torch.from_numpy(np.take(_gray_table(pixels.dtype.name), pixels))[None, None]
+    if pixels.dtype == np.uint8:
+        linear, lightness = _linear_tables()
+        steps = cv2.transform(cv2.LUT(pixels, linear), np.array([LUMINANCE], np.float32))  # (H, W)
+        return torch.from_numpy(np.take(lightness, (steps + 0.5).astype(np.int32)))[None, None]
+    return rgb_to_lightness(torch.from_numpy(pixels.astype(np.float32) / 65535).permute(2, 0, 1)[None])
 
 
 @cache
-def _lightness_table(dtype: str) -> np.ndarray:
+def _gray_table(dtype: str) -> np.ndarray:
     """L* of every gray value that the type has."""
     top = np.iinfo(dtype).max
     return gray_to_lightness(torch.arange(top + 1, dtype=torch.float64) / top).float().numpy()
+
+
+@cache
+def _linear_tables() -> tuple[np.ndarray, np.ndarray]:
+    """Linear light in 65535ths of every 8-bit sRGB value, and L* of every 65535th of luminance: right to 0.01."""
+    linear = gray_to_linear(torch.arange(256, dtype=torch.float64) / 255) * 65535
+    lightness = luminance_to_lightness(torch.arange(65536, dtype=torch.float64) / 65535)
+    return linear.float().numpy(), lightness.float().numpy()
+
+
+def lab_to_levels(lab: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 Lab -> (H, W, 3) 8-bit sRGB, fitted to its gamut.
+
+    OpenCV takes a sixth of the time of `lab_to_rgb` and stays within 0.03 of a level. What it had to clip is done again.
+    """
+    rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    clipped = np.flatnonzero(cv2.inRange(rgb, (1e-6,) * 3, (1 - 1e-6,) * 3) == 0)  # (N,)
+    if len(clipped):
+        rgb.reshape(-1, 3)[clipped] = _show(lab.reshape(-1, 1, 3)[clipped])[:, 0]
+    return cv2.convertScaleAbs(rgb, alpha=255)
+
+
+def _show(lab: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 Lab -> (H, W, 3) sRGB in [0, 1], fitted to its gamut."""
+    return lab_to_rgb(fit_gamut(torch.from_numpy(lab).permute(2, 0, 1)[None].contiguous()))[0].permute(1, 2, 0).numpy()
 
 
 def _small_lightness(picture: Picture, size: int) -> torch.Tensor:
@@ -160,11 +190,12 @@ def _small_lightness(picture: Picture, size: int) -> torch.Tensor:
     return full_lightness(small) / LIGHTNESS_SCALE - 1
 
 
-def stretch_rows(ab: torch.Tensor, height: int, width: int, top: int, bottom: int) -> torch.Tensor:
-    """Rows `top` to `bottom` of ab (2, h, w) stretched bilinearly to (height, width) -> (1, 2, bottom - top, width)."""
-    h = ab.shape[1]
-    y = ((torch.arange(top, bottom) + 0.5) * h / height - 0.5).clamp(0, h - 1)
-    above = y.long()
-    below = (above + 1).clamp(max=h - 1)
-    rows = torch.lerp(ab[:, above], ab[:, below], (y - above)[:, None])  # (2, rows, w)
-    return interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)
+def stretch_rows(ab: np.ndarray, height: int, width: int, top: int, bottom: int) -> np.ndarray:
+    """Rows `top` to `bottom` of ab (h, w, 2) stretched bilinearly to (height, width) -> (bottom - top, width, 2)."""
+    h = len(ab)
+    y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) * h / height - 0.5).clip(0, h - 1)
+    above = y.astype(int)
+    below = (above + 1).clip(max=h - 1)
+    rows = ab[above]  # (rows, w, 2)
+    rows += (ab[below] - rows) * (y - above).astype(np.float32)[:, None, None]
+    return cv2.resize(rows, (width, bottom - top), interpolation=cv2.INTER_LINEAR)
