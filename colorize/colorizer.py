@@ -89,12 +89,13 @@ class Colorizer:
         return results if many else results[0]
 
     def _batches(self, pictures: list[Picture], size: int) -> Iterable[list[int]]:
-        """Indices of pictures that the network sees in the same shape, at most `BATCH` at a time."""
+        """Indices of pictures that the network sees in the same shape, at most `BATCH` at a time, or fewer large ones."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, picture in enumerate(pictures):
             groups.setdefault(seen_shape(picture.height, picture.width, size), []).append(i)
-        for indices in groups.values():
-            yield from (indices[i : i + BATCH] for i in range(0, len(indices), BATCH))
+        for (h, w), indices in groups.items():
+            many = min(max(BATCH * 2 * self.image_size**2 // (h * w), 1), BATCH)
+            yield from (indices[i : i + many] for i in range(0, len(indices), many))
 
     @torch.inference_mode()
     def _paint(self, pictures: list[Picture], size: int) -> torch.Tensor:

@@ -104,7 +104,12 @@ def test_one_bad_file_does_not_stop_the_others(colorize, tmp_path, scans):
     code, out, err = colorize(scans, "missing.jpg", "-o", "out")
     assert (code, out) == (1, "3 coloured, 0 skipped, 2 failed\n")
     assert "b.jpg is damaged" in err and "missing.jpg cannot be opened" in err and len(err.splitlines()) == 2
-    assert tree(tmp_path / "out") == {"a.jpg", "B.PNG", "1899/c.png"}
+    assert tree(tmp_path / "out") == {"a.jpg", "B.PNG", "1899/c.png", "failed.txt"}
+    assert (tmp_path / "out" / "failed.txt").read_text() == err.replace("colorize: ", "")
+
+    shutil.copy(OLD[0], scans / "1899" / "b.jpg")
+    assert colorize(scans, "-o", "out") == (0, "1 coloured, 3 skipped, 0 failed\n", "")
+    assert tree(tmp_path / "out") == {"a.jpg", "B.PNG", "1899/c.png", "1899/b.jpg"}
 
 
 def test_no_input_and_no_other_result_is_overwritten(colorize, tmp_path, scans):
