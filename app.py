@@ -49,7 +49,7 @@ CSS = """
 #photo { grid-area: photo } #result { grid-area: result } #settings { grid-area: settings }
 @media (max-width: 720px) { #desk { grid: "photo" auto "result" auto "settings" auto / minmax(0, 1fr) } }
 #result .image-frame img { max-height: 540px; object-fit: contain }
-#result .tabitem:has(.empty) #download { visibility: hidden }
+#result .tabitem:has(.empty) :is(#download, #zip) { visibility: hidden }
 #result .tab-container button { padding-inline: 8px }
 .album .grid-wrap { min-height: 0; height: auto; max-height: none }
 .album .grid-container { grid: auto / repeat(var(--grid-cols), minmax(0, 1fr)); align-items: start; padding-top: 28px }
