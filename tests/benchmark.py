@@ -1,4 +1,4 @@
-"""How long a picture takes, and in which of its steps; the memory it takes; and how fast a folder goes next to the bare network.
+"""How long a picture takes, and in which of its steps; the memory it takes; a folder's rate next to the bare network's.
 
 `python tests/benchmark.py [CHECKPOINT]`
 """
@@ -42,7 +42,7 @@ def peak() -> float:
 def main(checkpoint: str = "unet-attention-gan") -> None:
     colorizer = Colorizer.from_pretrained(checkpoint)
     gray = cv2.imread(str(Path(__file__).parents[1] / "examples" / "killarney-1910.jpg"), cv2.IMREAD_GRAYSCALE)
-    folder(colorizer, gray)
+    folder_rate(colorizer, gray)
     colorizer(gray)
     print(f"{checkpoint} on {colorizer.device}, {torch.get_num_threads()} threads; {peak():.0f} MB before the first picture")
     print("| picture | read JPEG | network | join | write PNG | all, s | network's share | peak memory, MB |")
@@ -60,7 +60,7 @@ def main(checkpoint: str = "unet-attention-gan") -> None:
             print(f"| {name} | {figures} | {steps.sum():.2f} | {network / steps.sum():.0%} | {peak():.0f} |", flush=True)
 
 
-def folder(colorizer: Colorizer, gray: np.ndarray) -> None:
+def folder_rate(colorizer: Colorizer, gray: np.ndarray) -> None:
     """JPEGs in, JPEGs out, against the network alone, in turns; the best of each counts, as the machine may have more to do."""
     threads, height, width = torch.get_num_threads(), *SIZES["640 x 480"]
     small = colorizer.image_size
