@@ -116,21 +116,30 @@ def fit_gamut(lab: torch.Tensor, steps: int = 10) -> torch.Tensor:
     if not outside.any():
         return lab
     fitted = x.movedim(1, 0).clone()  # (3, B, H, W)
-    lightness, ab = fitted[:, outside].split((1, 2))  # (1, N), (2, N)
-    share, step = torch.zeros_like(lightness), 1.0
+    lightness, a, b = fitted[:, outside]  # (N,) each
+    # `_lab_to_linear`, with what does not change taken out of the loop.
+    fy, chroma = (lightness + 16) / 116, torch.stack((a / 500, b / -200))  # (N,), (2, N)
+    of_x, of_y, of_z = WHITE_TO_RGB.to(x).unbind(1)
+    gray, of_xz = torch.outer(of_y, _cube(fy)), torch.stack((of_x, of_z), dim=1)  # (3, N), (3, 2)
+    share, step = torch.zeros_like(fy), 1.0
     for _ in range(steps):
         step /= 2
-        tried = torch.cat((lightness, ab * (share + step)))[None, :, None]  # (1, 3, 1, N)
-        share += step * ~_outside(tried)[0]
-    fitted[:, outside] = torch.cat((lightness, ab * share))
+        linear = torch.addmm(gray, of_xz, _cube(torch.addcmul(fy, share + step, chroma)))  # (3, N)
+        share.add_(~_beyond(linear.amin(0), linear.amax(0)), alpha=step)
+    fitted[1:, outside] *= share
     return fitted.movedim(0, 1).to(lab.dtype)
 
 
 def _outside(lab: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) Lab -> (B, H, W) bool: sRGB cannot show it."""
-    slack = 2e-5  # rounding in float32 must not make white or a pure primary count as outside
     linear = _lab_to_linear(lab)
-    return (linear.amax(dim=1) > 1 + slack) | (linear.amin(dim=1) < -slack)
+    return _beyond(linear.amin(1), linear.amax(1))
+
+
+def _beyond(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The smallest and largest of linear R, G and B -> bool: sRGB cannot show it."""
+    slack = 2e-5  # rounding in float32 must not make white or a pure primary count as outside
+    return (low < -slack) | (high > 1 + slack)
 
 
 def lab_to_network(lab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

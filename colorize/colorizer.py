@@ -143,7 +143,8 @@ def seen_shape(height: int, width: int, size: int) -> tuple[int, int]:
 def full_lightness(pixels: np.ndarray) -> torch.Tensor:
     """(H, W) gray or (H, W, 3) sRGB, 8 or 16 bit -> L* (1, 1, H, W)."""
     if pixels.ndim == 2:
-        return torch.from_numpy(np.take(_gray_table(pixels.dtype.name), pixels))[None, None]
+        table = _gray_table(pixels.dtype.name)
+        return torch.from_numpy(cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels])[None, None]
     if pixels.dtype == np.uint8:
         linear, lightness = _linear_tables()
         steps = cv2.transform(cv2.LUT(pixels, linear), np.array([LUMINANCE], np.float32))  # (H, W)
@@ -196,7 +197,6 @@ def stretch_rows(ab: np.ndarray, height: int, width: int, top: int, bottom: int)
     h = len(ab)
     y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) * h / height - 0.5).clip(0, h - 1)
     above = y.astype(int)
-    below = (above + 1).clip(max=h - 1)
-    rows = ab[above]  # (rows, w, 2)
-    rows += (ab[below] - rows) * (y - above).astype(np.float32)[:, None, None]
+    rows, below = ab.take(above, 0), ab.take((above + 1).clip(max=h - 1), 0)  # (rows, w, 2)
+    rows += (below - rows) * (y - above).astype(np.float32)[:, None, None]
     return cv2.resize(rows, (width, bottom - top), interpolation=cv2.INTER_LINEAR)
