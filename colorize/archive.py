@@ -4,6 +4,7 @@ import ctypes
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +34,7 @@ def colorize_files(
     """
     todo, done, stopped = deque(jobs), queue.SimpleQueue(), threading.Event()
     turn, room, held = threading.Lock(), threading.Condition(), 0
-    cores = max(_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)  # the other processes of a launch want some, too
+    cores = _cores()
     workers = min(cores + 1, len(jobs))  # one more, as one of them waits for a disk or a GPU
     together = min(TOGETHER, -(-len(jobs) // max(workers, 1)))
     threads = max(cores // max(workers, 1), 1)
@@ -49,7 +50,8 @@ def colorize_files(
                 taken.append(todo.popleft())
                 weight += more
             with room:
-                room.wait_for(lambda: not held or held + weight <= MEMORY * cores or stopped.is_set())
+                while held and held + weight > MEMORY * cores and not stopped.is_set():
+                    room.wait(0.1)
                 held += weight
         return taken, weight
 
@@ -74,15 +76,17 @@ def colorize_files(
             thread.start()
         for _ in jobs:
             yield done.get()
-    finally:
+    except BaseException:  # Ctrl-C reaches the main thread alone; told so, the others remove what is half written
         todo.clear()
         stopped.set()
-        for thread in crew:  # as Ctrl-C does to the main thread, the only one that gets it: what is half written is removed
+        for thread in crew:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
-        while any(thread.is_alive() for thread in crew):
-            with suppress(KeyboardInterrupt), room:
-                room.notify_all()
-                room.wait(0.01)
+        raise
+    finally:
+        patience = time.monotonic() + 30
+        while any(thread.is_alive() for thread in crew) and time.monotonic() < patience:
+            with suppress(KeyboardInterrupt):  # a launcher passes Ctrl-C on once more
+                time.sleep(0.01)
 
 
 def _colorize(
@@ -125,4 +129,8 @@ def _reason(source: Path, error: Exception) -> str:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many as torch would use; of a launch, which sets that to 1, as many as there are for each of its processes."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ["LOCAL_WORLD_SIZE"]), 1)

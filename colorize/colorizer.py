@@ -1,6 +1,8 @@
 """A picture in, a picture out, at full resolution."""
 
+import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,8 @@ class Colorizer:
         self.model = model.eval().to(self.device)
         self.name = name
         self.image_size: int = model.config.image_size
+        # A GPU has memory for one batch at a time, and not every kind of them may be used by two threads at once.
+        self._turn = nullcontext() if self.device.type == "cpu" else threading.Lock()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None, device: str | torch.device | None = None):
@@ -100,10 +104,10 @@ class Colorizer:
     @torch.inference_mode()
     def _paint(self, pictures: list[Picture], size: int) -> torch.Tensor:
         """Pictures that the network sees in one shape (h, w) -> a*, b* (B, 2, h, w)."""
-        lightness = torch.cat([_small_lightness(p, size) for p in pictures]).to(self.device)  # (B, 1, h, w)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            ab = predict_ab(self.model, lightness)
-        return network_to_lab(lightness, ab.float())[:, 1:].cpu()
+        lightness = torch.cat([_small_lightness(p, size) for p in pictures])  # (B, 1, h, w)
+        with self._turn, torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            ab = predict_ab(self.model, lightness.to(self.device))
+            return network_to_lab(lightness, ab.float().cpu())[:, 1:]
 
     @torch.inference_mode()
     def _join(self, picture: Picture, ab: torch.Tensor, saturation: float) -> Picture:
