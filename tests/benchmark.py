@@ -21,7 +21,7 @@ from colorize.colorizer import BATCH, predict_ab
 
 SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000), "100 megapixels": (10_000, 10_000)}
 REPEATS = 3
-FOLDER = 192  # pictures
+FOLDER = 96  # pictures
 
 
 def seconds(function, *arguments):
