@@ -27,7 +27,7 @@ examples:
   colorize grandmother.jpg -o colour.png        that file
   colorize scans/ letters/photo.tif -o colour/  a folder, in which the tree of scans/ is kept
   colorize scans/ -o colour/ --model user/name  with a checkpoint from the Hugging Face Hub
-  accelerate launch -m colorize scans/ -o colour/           each GPU, of one machine or of many, its share of them
+  accelerate launch -m colorize scans/ -o colour/  on several GPUs or machines, each its share
 
 Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise. Those that
 exist are skipped without --force: after a stop, the same command goes on. What failed, and why, is in failed.txt

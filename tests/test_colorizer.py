@@ -145,6 +145,13 @@ def test_a_list_runs_as_batches_and_keeps_its_order(trained, monkeypatch):
         assert np.abs(result.pixels.astype(int) - trained(path).pixels).max() <= 1
 
 
+def test_pictures_that_the_net_sees_large_come_in_smaller_batches(colorizer):
+    pictures = [np.zeros((300, 300), np.uint8)] * 12
+    for size, batch in ((64, 4), (128, 4), (256, 1)):  # 12 are 8 and 4 at the size of the training
+        colorizer(pictures, size=size)
+        assert colorizer.model.seen == (batch, 1, size, size)
+
+
 def test_one_bad_picture_of_a_list_is_named(trained, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
