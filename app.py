@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by Gradio on import: without it the page asks other hosts
 
@@ -25,12 +26,16 @@ import gradio as gr
 
 from colorize import CheckpointError, Colorizer, Picture, PictureError, hub, read
 from colorize.colorizer import grayscale
+from colorize.encode import WRITERS
 from colorize.hub import DEFAULT
+from colorize.picture import weigh
 
 HERE = Path(__file__).resolve().parent
 SIZES = [("The model's own", 0), *((f"{size} px", size) for size in (128, 192, 256, 384, 512, 768, 1024))]
 GAN = "unet-attention-gan"  # whose epochs stand for those of models that kept none
 PREVIEW = 1600  # pixels on the long side of what the page shows; the download has them all
+THUMBNAIL = 400  # and of each picture of a batch
+MOST, MOST_PIXELS = 100, 1_000_000_000  # photographs of a batch, and their pixels together
 
 ABOUT = """# Colorize
 Drop a black-and-white photograph and see it in colour. The colours are a model's guess, not a record: it has learned what
@@ -45,7 +50,7 @@ CSS = """
 #photo { grid-area: photo } #result { grid-area: result } #settings { grid-area: settings }
 @media (max-width: 720px) { #desk { grid: "photo" auto "result" auto "settings" auto / minmax(0, 1fr) } }
 #result .image-frame img { max-height: 540px; object-fit: contain }
-#result .tabitem:has(.empty) #download { visibility: hidden }
+#result .tabitem:has(.empty) :is(#download, #zip) { visibility: hidden }
 #result .tab-container button { padding-inline: 8px }
 .album .grid-wrap { min-height: 0; height: auto; max-height: none }
 .album .grid-container { grid: auto / repeat(var(--grid-cols), minmax(0, 1fr)); align-items: start; padding-top: 28px }
@@ -90,8 +95,8 @@ def workroom(photo: str) -> Iterator[Path]:
         raise gr.Error(message, print_exception=False) from error
 
 
-def shrink(picture: Picture) -> Picture:
-    scale = PREVIEW / max(picture.height, picture.width)
+def shrink(picture: Picture, side: int = PREVIEW) -> Picture:
+    scale = side / max(picture.height, picture.width)
     if scale >= 1:
         return picture
     shape = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
@@ -99,8 +104,8 @@ def shrink(picture: Picture) -> Picture:
     return replace(picture, pixels=small[0], alpha=small[1])
 
 
-def preview(picture: Picture, path: Path) -> str:
-    shrink(picture).save(path)
+def preview(picture: Picture, path: Path, side: int = PREVIEW) -> str:
+    shrink(picture, side).save(path)
     return str(path)
 
 
@@ -172,6 +177,43 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
             yield shots
 
 
+def batch(photos: list[str], model: str = DEFAULT, size: int = 0, saturation: float = 1, progress=gr.Progress()):  # noqa: B008
+    """Colour many photographs, each for itself.
+
+    Args:
+        photos: up to 100 files, of 1000 megapixels together; what cannot be coloured is named in the report.
+        model: one of the app's own models, or the id of a checkpoint on the Hugging Face Hub (user/model).
+        size: pixels on the short side that the network sees; 0 for what it was trained at.
+        saturation: multiplies the chroma; 0 is gray.
+
+    Returns:
+        Small pictures with their names; a zip of the results, in the format of the photographs, or PNG; a report.
+    """
+    photos = photos or []
+    if len(photos) > MOST or sum(map(weigh, photos)) > 8 * MOST_PIXELS:
+        message = f"That is more than {MOST} photographs or {MOST_PIXELS // 10**6} megapixels at once: take fewer"
+        raise gr.Error(message, print_exception=False)
+    with workroom("") as folder:
+        name, shots, failures = locate(model), [], []
+        with ZipFile(folder / "colorized.zip", "w") as results:  # not compressed: the pictures are
+            for n, photo in enumerate(progress.tqdm(photos, unit="photographs")):
+                stem, suffix = Path(photo).stem, Path(photo).suffix.lower()
+                path = folder / f"{n}{suffix if suffix in WRITERS else '.png'}"
+                try:
+                    result = paint(read(photo), name, None, size, saturation)
+                    result.save(path)
+                    title = f"{stem}-colorized{path.suffix}"
+                    results.write(path, f"{n + 1}-{title}" if title in results.namelist() else title)
+                    shots.append((preview(result, folder / f"{n}-small.jpg", THUMBNAIL), title))
+                except PictureError as error:
+                    failures.append(str(error).replace(str(photo), Path(photo).name))
+                except (MemoryError, RuntimeError):  # torch's is a RuntimeError
+                    failures.append(f"{Path(photo).name} does not fit into memory: scale it down")
+                path.unlink(missing_ok=True)  # it is in the zip
+        report = "\n".join([f"{len(shots)} of {len(photos)} are in colour.", *failures])
+        yield shots, str(folder / "colorized.zip") if shots else None, report
+
+
 def examples() -> list[dict[str, str]]:
     """The photographs in examples/: file, title, author, licence."""
     with open(HERE / "examples" / "SOURCES.csv", newline="") as file:
@@ -209,6 +251,12 @@ def build() -> gr.Blocks:
                     frame = gr.Image(show_label=False, **picture)
                     epoch = gr.Slider(1, 2, 1, step=1, label="Epoch", buttons=[])
                     shots = gr.Gallery(label="All epochs", columns=4, **album)
+                with gr.Tab("Batch", id="batch"):
+                    photos = gr.File(label="Photographs", file_count="multiple", height=160, elem_id="photos")
+                    colour_all = gr.Button("Colorize all", variant="primary")
+                    album_of_all = gr.Gallery(label="In colour", columns=4, **album)
+                    report = gr.Textbox(label="Report", interactive=False, elem_id="report")
+                    everything_zipped = gr.DownloadButton("Download zip", elem_id="zip")
             with gr.Column(elem_id="settings"):
                 with gr.Accordion("Model, size, saturation", open=False):
                     names = sorted(hub.checkpoints(HERE / "checkpoints"), key=lambda name: name != DEFAULT)
@@ -229,6 +277,10 @@ def build() -> gr.Blocks:
         gr.on([], colorize, [photo, *settings], download, api_name="colorize", **device)
         gr.on([], epochs, [photo, *settings], shots, api_name="epochs", **device)
 
+        all_coloured = colour_all.click(
+            batch, [photos, *settings], [album_of_all, everything_zipped, report], api_name="batch", **device
+        )
+
         def clear(trigger, outputs):
             trigger(lambda: [None] * len(outputs), None, outputs, queue=False, **private)
 
@@ -243,6 +295,7 @@ def build() -> gr.Blocks:
             clear(trigger, everything)
         clear(coloured.failure, [gray, pair, download, shots])
         clear(learned.failure, [shots])
+        clear(all_coloured.failure, [album_of_all, everything_zipped, report])
 
         # In the browser alone: every picture is there already.
         shots.change(None, shots, [epoch, frame], js=FIT_SLIDER)

@@ -1,16 +1,25 @@
 """The `colorize` command: files and folders in, coloured files out."""
 
 import argparse
+import os
+import signal
 import sys
+import zlib
 from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from . import hub
+from .archive import colorize_files
 from .colorizer import Colorizer
 from .encode import WRITERS
-from .picture import SUFFIXES, PictureError, read
+from .picture import SUFFIXES
+
+SCREEN = 20  # failures shown on the terminal
 
 EPILOG = """\
 examples:
@@ -18,9 +27,12 @@ examples:
   colorize grandmother.jpg -o colour.png        that file
   colorize scans/ letters/photo.tif -o colour/  a folder, in which the tree of scans/ is kept
   colorize scans/ -o colour/ --model user/name  with a checkpoint from the Hugging Face Hub
+  accelerate launch -m colorize scans/ -o colour/  on several GPUs or machines, each its share
 
 Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise. Those that
-exist are skipped without --force.
+exist are skipped without --force: after a stop, the same command goes on. What failed, and why, is in failed.txt
+in the folder of the results. Started by `accelerate launch` or torchrun, each process reports on its own share, and
+ends with 0 though pictures failed: with another code the launcher would stop the rest.
 Exit code: 0 if all went well, 1 if some pictures failed, 2 for wrong usage or a model that cannot be used, 130 after Ctrl-C.
 """
 
@@ -69,36 +81,75 @@ def show_checkpoints() -> int:
 
 
 def colorize_all(args: argparse.Namespace) -> int:
-    """Colour what `args` names, each picture for itself; 0, or 1 if one failed."""
-    jobs, problems = plan(args.inputs, args.output)
-    for problem in problems:
-        _say(problem)
+    """Colour what `args` names, or this process's share of it; 0, or 1 if a picture failed."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    jobs, failures = plan(args.inputs, args.output)
+    if processes > 1:  # by name alone: each must come to the same shares, whatever there is when it looks
+        jobs = [job for job in jobs if zlib.crc32(os.fsencode(job[1])) % processes == rank]
+        failures = failures if rank == 0 else []
     todo = [job for job in jobs if args.force or not job[1].exists()]
-    failed = len(problems)
-    colorizer = None
-    for source, target in tqdm(todo, unit="picture", disable=None):  # no bar where nobody looks
-        try:
-            picture = read(source)
-            colorizer = colorizer or load(args)  # not before there is a picture for it
-            target.parent.mkdir(parents=True, exist_ok=True)
-            colorizer(picture, size=args.size, saturation=args.saturation).save(target)
-        except (PictureError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, out of memory
-            failed += 1
-            _say(error if isinstance(error, PictureError) else f"{source}: {error or 'out of memory'}")
-    print(f"{len(todo) + len(problems) - failed} coloured, {len(jobs) - len(todo)} skipped, {failed} failed")
-    return 1 if failed else 0
+    colorizer = load(args) if todo else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a launcher's or a cluster's Ctrl-C
+    coloured = 0
+    try:
+        with closing(colorize_files(todo, colorizer, args.size, args.saturation)) as outcomes:
+            hidden = True if int(os.environ.get("LOCAL_RANK", 0)) else None  # None: no bar where nobody looks
+            for _, reason in (bar := tqdm(outcomes, total=len(todo), unit="picture", smoothing=0.1, disable=hidden)):
+                if reason is None:
+                    coloured += 1
+                else:
+                    failures.append(reason)
+                    bar.set_postfix(failed=len(failures))
+    finally:
+        show(failures, list_failures(failures, args.output, rank, processes))
+        share = f"process {rank} of {processes}: " if processes > 1 else ""
+        print(f"{share}{coloured} coloured, {len(jobs) - len(todo)} skipped, {len(failures)} failed", flush=True)
+    return 1 if failures and processes == 1 else 0
+
+
+def show(failures: list[str], file: Path | None) -> None:
+    """A screenful of them, or all where no file has the rest."""
+    shown = failures[: SCREEN if file else None]
+    for failure in shown:
+        _say(failure)
+    if len(shown) < len(failures):
+        _say(f"and {len(failures) - len(shown)} more: {file} names all")
+
+
+def list_failures(failures: list[str], output: Path | None, rank: int, processes: int) -> Path | None:
+    """Write them into a file of the folder of results, in place of those of an earlier run; None if there is no such folder."""
+    if output is None or is_file(output):
+        return None
+    for old in output.glob("failed-*.txt") if rank == 0 else ():  # of more processes than now
+        if old.stem[7:].isdecimal() and int(old.stem[7:]) >= processes:
+            old.unlink(missing_ok=True)
+    file = output / (f"failed-{rank}.txt" if rank else "failed.txt")
+    if not failures:
+        file.unlink(missing_ok=True)
+        return None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{failure}\n" for failure in failures), encoding="utf-8", errors="replace")
+    except OSError:  # a full disk, say: then the terminal gets them all
+        return None
+    return file
 
 
 def load(args: argparse.Namespace) -> Colorizer:
-    """The `Colorizer` that the flags ask for.
+    """The `Colorizer` that the flags ask for; by default on the GPU that is this process's among those of the machine.
 
     Raises:
-        ValueError: no such checkpoint or device.
+        ValueError: no such checkpoint or device; size or saturation out of range.
     """
+    device = args.device
+    if device in (None, "cuda") and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
-        return Colorizer.from_pretrained(args.model or hub.DEFAULT, args.revision, args.device)
+        colorizer = Colorizer.from_pretrained(args.model or hub.DEFAULT, args.revision, device)
     except (RuntimeError, AssertionError) as error:  # torch on a device that is not there
         raise ValueError(f"{args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    colorizer([], args.size, args.saturation)  # before anything begins
+    return colorizer
 
 
 def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -109,7 +160,7 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     Raises:
         ValueError: `output` does not fit the inputs.
     """
-    one_file = output is not None and not output.is_dir() and output.suffix.lower() in SUFFIXES
+    one_file = output is not None and is_file(output)
     if one_file and (len(inputs) > 1 or inputs[0].is_dir()):
         raise ValueError(f"{output} is one file, and there may be several pictures: name a folder")
     if one_file and output.suffix.lower() not in WRITERS:
@@ -117,9 +168,16 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     if output is not None and output.exists() and not (one_file or output.is_dir()):
         raise ValueError(f"{output} is there and no folder: name another")
 
-    found = {source.resolve(): (source, name) for source, name in find(inputs, output)}  # what is named twice is done once
+    folder_of = cache(Path.resolve)  # one look at the disk a folder, not a picture
+    found: dict[Path, tuple[Path, Path]] = {}
+    problems = []
+    for path in inputs:
+        pictures = list(find(path, output))
+        if not pictures:
+            problems.append(f"{path} holds no pictures")
+        for source, name in pictures:
+            found.setdefault(folder_of(source.parent) / source.name, (source, name))  # what is named twice is done once
     jobs: list[tuple[Path, Path]] = []
-    problems = [f"{folder} holds no pictures" for folder in inputs if folder.is_dir() and not any(find([folder], output))]
     taken: dict[Path, Path] = {}
     for source, name in found.values():
         suffix = name.suffix if name.suffix.lower() in WRITERS else ".png"
@@ -127,7 +185,7 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
             target = source.with_name(f"{source.stem}-color{suffix}")
         else:
             target = output if one_file else output / name.with_suffix(suffix)
-        place = target.resolve()
+        place = folder_of(target.parent) / target.name
         if place in found:
             problems.append(f"{source}: its result would overwrite the picture {target}: choose another -o")
         elif place in taken:
@@ -138,19 +196,27 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     return jobs, problems
 
 
-def find(inputs: list[Path], output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Each picture in `inputs`, with its name in a folder of results; hidden files, and results in a folder, are none."""
-    for path in inputs:
-        if not path.is_dir():
-            yield path, Path(path.name)
-            continue
-        results = output.resolve() if output and path.resolve() in output.resolve().parents else None
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path)
-            hidden = any(part.startswith(".") for part in name.parts)
-            result = file.stem.endswith("-color") if output is None else results in file.resolve().parents
-            if file.suffix.lower() in SUFFIXES and not hidden and not result and file.is_file():
-                yield file, name
+def is_file(output: Path) -> bool:
+    """Whether -o means a file, not a folder."""
+    return not output.is_dir() and output.suffix.lower() in SUFFIXES
+
+
+def find(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Each picture in a folder, with its name in a folder of results; hidden files, and results in the folder, are none."""
+    if not path.is_dir():
+        yield path, Path(path.name)
+        return
+    results = output.resolve() if output and path.resolve() in output.resolve().parents else None
+    for place, folders, files in os.walk(path):
+        here, inside = Path(place), Path(place).relative_to(path)
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and (results is None or (here / f).resolve() != results)
+        )
+        for file in sorted(files):
+            stem, suffix = os.path.splitext(file)
+            result = output is None and stem.endswith("-color")
+            if suffix.lower() in SUFFIXES and not file.startswith(".") and not result and (here / file).is_file():
+                yield here / file, inside / file
 
 
 def _say(message: object, code: int = 1) -> int:

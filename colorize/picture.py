@@ -140,6 +140,19 @@ def read(source: str | os.PathLike | bytes | Image.Image | np.ndarray | Picture)
     raise PictureError(f"{type(source).__name__} is no picture: pass a path, a file's bytes, a PIL image or an array")
 
 
+def weigh(path: str | os.PathLike) -> int:
+    """About how many bytes it takes to read, colour and write a picture, by its header; 0 if that cannot be read."""
+    Image.init()
+    with suppress(Exception), _lifted_limit(), Image.open(path, formats=_formats()) as image:  # `read` will say what is wrong
+        depth = 2 if "16" in _layout(image) else 1
+        return image.width * image.height * depth * 8  # 1 to 4 channels as read, 3 in colour, and the copies of the codecs
+    return 0
+
+
+def _formats() -> list[str]:
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
 def _from_array(array: np.ndarray) -> Picture:
     if array.dtype == bool:
         array = array * np.uint8(255)
@@ -168,7 +181,7 @@ def _from_file(file: BinaryIO, name: str) -> Picture:
     Image.init()
     with _lifted_limit():
         try:
-            image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+            image = Image.open(file, formats=_formats())
         except UnidentifiedImageError as error:
             raise PictureError(f"{name} is not a picture that can be read: save it as JPEG, PNG, TIFF or WebP") from error
         except Exception as error:  # a decoder raises what it stumbles over: OSError, SyntaxError, struct.error, IndexError...

@@ -193,11 +193,43 @@ def test_api_refuses_what_is_no_picture(client, fake):
         client.predict(handle_file(fake), api_name="/colorize")
 
 
-def test_api_shows_two_endpoints_with_plain_names(client):
+def test_api_shows_endpoints_with_plain_names(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/colorize", "/epochs"}
-    for endpoint in endpoints.values():
-        assert [p["parameter_name"] for p in endpoint["parameters"]] == ["photo", "model", "size", "saturation"]
+    first = {"/colorize": "photo", "/epochs": "photo", "/batch": "photos"}
+    for name, endpoint in endpoints.items():
+        assert [p["parameter_name"] for p in endpoint["parameters"]] == [first[name], "model", "size", "saturation"]
+
+
+def test_many_photos_fill_an_album_and_a_zip(page, root, fake, tmp_path):
+    photos = [root / "examples" / "killarney-1910.jpg", fake, root / "examples" / "inuit-woman-1903.jpg"]
+    tab(page, "Batch")
+    page.locator("#photos input[type=file]").first.set_input_files(photos)
+    page.get_by_text("inuit-woman-1903").first.wait_for()
+    page.get_by_role("button", name="Colorize all").click()
+    page.wait_for_function("document.querySelector('#report textarea').value.startsWith('2 of 3 are in colour')")
+    assert "holiday.jpg is not a picture" in page.locator("#report textarea").input_value()
+    names = ["killarney-1910-colorized.jpg", "inuit-woman-1903-colorized.jpg"]
+    assert page.locator("#result .tabitem:not([style*=none]) .caption-label").all_inner_texts() == names
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download zip").click()
+    download.value.save_as(tmp_path / "colour.zip")
+    shutil.unpack_archive(tmp_path / "colour.zip", tmp_path / "colour")
+    for photo, name in zip(photos[::2], names, strict=True):
+        assert cv2.imread(str(tmp_path / "colour" / name)).shape == cv2.imread(str(photo)).shape
+        assert in_colour(tmp_path / "colour" / name)
+
+
+def test_api_colours_many_and_refuses_too_many(client, root, fake, tmp_path):
+    photo = root / "examples" / "dust-bowl-home.jpg"
+    shots, archive, report = client.predict([handle_file(photo), handle_file(photo)], saturation=0, api_name="/batch")
+    assert len(shots) == 2 and report == "2 of 2 are in colour."
+    shutil.unpack_archive(archive, tmp_path)
+    both = [tmp_path / "dust-bowl-home-colorized.jpg", tmp_path / "2-dust-bowl-home-colorized.jpg"]
+    assert not any(map(in_colour, both))
+
+    assert client.predict([handle_file(fake)], api_name="/batch")[:2] == ([], None)
+    with pytest.raises(AppError, match="more than 100 photographs"):
+        client.predict([handle_file(fake)] * 101, api_name="/batch")
 
 
 def test_two_at_once_get_their_own_picture(client, root):

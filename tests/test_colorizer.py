@@ -9,7 +9,8 @@ import torch
 from skimage.color import rgb2lab
 
 from colorize import Colorizer, PictureError
-from colorize.colorizer import LONGEST, seen_shape, stretch_rows
+from colorize.color import fit_gamut, lab_to_rgb, rgb_to_lab
+from colorize.colorizer import LONGEST, full_lightness, lab_to_levels, seen_shape, stretch_rows
 from colorize.models import ConvNet, ConvNetConfig, UNetConfig
 from conftest import OLD, PHOTOS
 
@@ -144,6 +145,13 @@ def test_a_list_runs_as_batches_and_keeps_its_order(trained, monkeypatch):
         assert np.abs(result.pixels.astype(int) - trained(path).pixels).max() <= 1
 
 
+def test_pictures_that_the_net_sees_large_come_in_smaller_batches(colorizer):
+    pictures = [np.zeros((300, 300), np.uint8)] * 12
+    for size, batch in ((64, 4), (128, 4), (256, 1)):  # 12 are 8 and 4 at the size of the training
+        colorizer(pictures, size=size)
+        assert colorizer.model.seen == (batch, 1, size, size)
+
+
 def test_one_bad_picture_of_a_list_is_named(trained, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
@@ -165,8 +173,21 @@ def test_stretched_in_strips_as_in_one():
     torch.manual_seed(0)
     ab = torch.randn(2, 13, 17)
     whole = torch.nn.functional.interpolate(ab[None], size=(101, 90), mode="bilinear", align_corners=False)
+    ab = ab.permute(1, 2, 0).contiguous().numpy()
     strips = [stretch_rows(ab, 101, 90, top, min(top + 30, 101)) for top in range(0, 101, 30)]
-    assert torch.allclose(torch.cat(strips, dim=2), whole, atol=1e-5)
+    assert np.allclose(np.concatenate(strips), whole[0].permute(1, 2, 0), atol=1e-5)
+
+
+def test_eight_bits_are_joined_as_the_formulas_say(photo):
+    """The short cuts for 8 bits: OpenCV's Lab, and tables for the lightness of colours."""
+    rgb = cv2.imread(str(photo))[..., ::-1].copy()
+    lab = rgb_to_lab(torch.from_numpy(rgb / 255).permute(2, 0, 1)[None])
+    assert (full_lightness(rgb) - lab[:, :1]).abs().max() < 0.01
+    lab[:, 1:] *= 2  # out of gamut here and there
+    lab = lab.float()
+    exact = lab_to_rgb(fit_gamut(lab))[0].permute(1, 2, 0).numpy() * 255
+    shown = lab_to_levels(lab[0].permute(1, 2, 0).contiguous().numpy())
+    assert np.abs(shown - exact).max() < 0.55  # 0.5 is rounding
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")

@@ -34,6 +34,7 @@ def test_library_imports_neither_the_app_nor_training():
         ("metrics", set()),
         ("picture", {"atomic", "picture", "encode"}),
         ("hub", {"atomic", "models", "hub"}),
+        ("archive", {"colorizer", "picture"}),
         ("colorizer", {"atomic", "color", "models", "hub", "picture", "encode"}),
     ],
 )
