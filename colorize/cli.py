@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from . import hub
+from . import film, hub
 from .colorizer import Colorizer
 from .encode import WRITERS
 from .picture import SUFFIXES, PictureError, read
@@ -18,9 +18,10 @@ examples:
   colorize grandmother.jpg -o colour.png        that file
   colorize scans/ letters/photo.tif -o colour/  a folder, in which the tree of scans/ is kept
   colorize scans/ -o colour/ --model user/name  with a checkpoint from the Hugging Face Hub
+  colorize reel.mp4 -o colour.mp4 --resume      a film; goes on if it was interrupted
 
-Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise. Those that
-exist are skipped without --force.
+Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise; those of films that are
+not MP4, MOV or Matroska are Matroska. Those that exist are skipped without --force.
 Exit code: 0 if all went well, 1 if some pictures failed, 2 for wrong usage or a model that cannot be used, 130 after Ctrl-C.
 """
 
@@ -46,8 +47,8 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="PICTURE", help="files, and folders to search for pictures")
-    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, for one picture, or a folder")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="PICTURE", help="files, and folders to search for them")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, for one picture or film, or a folder")
     parser.add_argument("--force", action="store_true", help="colour again what has a result already")
 
     model = parser.add_argument_group("model")
@@ -59,6 +60,10 @@ def argument_parser() -> argparse.ArgumentParser:
     look = parser.add_argument_group("look")
     look.add_argument("--size", type=int, metavar="PIXELS", help="what the model sees of the short side (default: its own)")
     look.add_argument("--saturation", type=float, default=1.0, metavar="X", help="times the chroma (default: 1; 0 is gray)")
+
+    films = parser.add_argument_group("films")
+    films.add_argument("--steady", type=float, default=0.5, metavar="X", help="0: each frame by itself, to 1 (default: 0.5)")
+    films.add_argument("--resume", action="store_true", help="go on where an interrupted film stopped")
     return parser
 
 
@@ -78,6 +83,10 @@ def colorize_all(args: argparse.Namespace) -> int:
     colorizer = None
     for source, target in tqdm(todo, unit="picture", disable=None):  # no bar where nobody looks
         try:
+            if source.suffix.lower() in film.SUFFIXES:
+                colorizer = colorizer or load(args)
+                colorize_film(source, target, colorizer, args)
+                continue
             picture = read(source)
             colorizer = colorizer or load(args)  # not before there is a picture for it
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +96,25 @@ def colorize_all(args: argparse.Namespace) -> int:
             _say(error if isinstance(error, PictureError) else f"{source}: {error or 'out of memory'}")
     print(f"{len(todo) + len(problems) - failed} coloured, {len(jobs) - len(todo)} skipped, {failed} failed")
     return 1 if failed else 0
+
+
+def colorize_film(source: Path, target: Path, colorizer: Colorizer, args: argparse.Namespace) -> None:
+    """One film, with a bar of its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(unit="frame", desc=source.name, leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            if not bar.n:
+                bar.initial = done  # frames of an earlier run tell nothing of this one's speed
+            bar.update(done - bar.n)
+
+        settings = {"size": args.size, "saturation": args.saturation, "steady": args.steady, "resume": args.resume}
+        try:
+            film.colorize_film(source, target, colorizer, **settings, progress=progress, warn=_say)
+        except KeyboardInterrupt:
+            _say(f"{source} is not finished: with --resume it goes on")
+            raise
 
 
 def load(args: argparse.Namespace) -> Colorizer:
@@ -109,11 +137,12 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     Raises:
         ValueError: `output` does not fit the inputs.
     """
-    one_file = output is not None and not output.is_dir() and output.suffix.lower() in SUFFIXES
+    one_file = output is not None and not output.is_dir() and output.suffix.lower() in SUFFIXES + film.SUFFIXES
     if one_file and (len(inputs) > 1 or inputs[0].is_dir()):
         raise ValueError(f"{output} is one file, and there may be several pictures: name a folder")
-    if one_file and output.suffix.lower() not in WRITERS:
-        raise ValueError(f"{output} is of a kind that cannot be written: use one of {', '.join(WRITERS)}")
+    moving = one_file and inputs[0].suffix.lower() in film.SUFFIXES
+    if one_file and output.suffix.lower() not in _writable(moving):
+        raise ValueError(f"{output} is of a kind that cannot be written: use one of {', '.join(_writable(moving))}")
     if output is not None and output.exists() and not (one_file or output.is_dir()):
         raise ValueError(f"{output} is there and no folder: name another")
 
@@ -122,7 +151,8 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     problems = [f"{folder} holds no pictures" for folder in inputs if folder.is_dir() and not any(find([folder], output))]
     taken: dict[Path, Path] = {}
     for source, name in found.values():
-        suffix = name.suffix if name.suffix.lower() in WRITERS else ".png"
+        moving = name.suffix.lower() in film.SUFFIXES
+        suffix = name.suffix if name.suffix.lower() in _writable(moving) else ".mkv" if moving else ".png"
         if output is None:
             target = source.with_name(f"{source.stem}-color{suffix}")
         else:
@@ -149,8 +179,13 @@ def find(inputs: list[Path], output: Path | None) -> Iterator[tuple[Path, Path]]
             name = file.relative_to(path)
             hidden = any(part.startswith(".") for part in name.parts)
             result = file.stem.endswith("-color") if output is None else results in file.resolve().parents
-            if file.suffix.lower() in SUFFIXES and not hidden and not result and file.is_file():
+            if file.suffix.lower() in SUFFIXES + film.SUFFIXES and not hidden and not result and file.is_file():
                 yield file, name
+
+
+def _writable(moving: bool) -> Iterable[str]:
+    """The suffixes of films or of pictures that can be written."""
+    return film.CONTAINERS if moving else WRITERS
 
 
 def _say(message: object, code: int = 1) -> int:
