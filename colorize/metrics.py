@@ -17,3 +17,26 @@ def psnr(rgb: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Two (B, 3, H, W) sRGB tensors in [0, 1] -> (B,) peak signal-to-noise ratio in dB, at most 100."""
     error = (rgb.float() - truth.float()).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10()
+
+
+def colour_histograms(rgb: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> (B, 3, 256), how often each value occurs in each channel, adding up to 1."""
+    offsets = torch.arange(len(rgb) * 3, device=rgb.device)[:, None] * 256
+    counts = torch.bincount((rgb.flatten(0, 1).flatten(1) + offsets).flatten(), minlength=len(offsets) * 256)
+    return counts.view(-1, 3, 256) / (rgb.shape[2] * rgb.shape[3])
+
+
+def colour_divergence(histograms: torch.Tensor, gaps: tuple[int, ...] = (1, 2, 4)) -> float:
+    """How much a film's colours come and go: CDC, 0 for none; (T, 3, 256) of `colour_histograms`, more frames than the widest gap.
+
+    The Jensen-Shannon divergence between frames so far apart, averaged over channels and frames, then gaps: Liu et al.,
+    "Temporally consistent video colorization with deep feature propagation and self-regularization learning" (2021), section 4.1.
+    The truth's is not 0 either, as things move: compare.
+    """
+    divergences = []
+    for gap in gaps:
+        p, q = histograms[:-gap].double(), histograms[gap:].double()
+        middle = (p + q) / 2
+        entropies = [torch.special.entr(x).sum(-1) for x in (middle, p, q)]  # (T - gap, 3) each
+        divergences.append((entropies[0] - (entropies[1] + entropies[2]) / 2).mean())
+    return float(torch.stack(divergences).mean())
