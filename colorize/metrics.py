@@ -1,6 +1,9 @@
 """How good a colorization is. PSNR rewards grey: read it beside the colourfulness ratio, never alone."""
 
+import numpy as np
 import torch
+
+from .steady import CUT, change, motion, warp
 
 
 def colourfulness(rgb: torch.Tensor) -> torch.Tensor:
@@ -27,11 +30,12 @@ def colour_histograms(rgb: torch.Tensor) -> torch.Tensor:
 
 
 def colour_divergence(histograms: torch.Tensor, gaps: tuple[int, ...] = (1, 2, 4)) -> float:
-    """How much a film's colours come and go: CDC, 0 for none; (T, 3, 256) of `colour_histograms`, more frames than the widest gap.
+    """How much a film's colours come and go: CDC, 0 for none, 0.7 at most.
 
-    The Jensen-Shannon divergence between frames so far apart, averaged over channels and frames, then gaps: Liu et al.,
-    "Temporally consistent video colorization with deep feature propagation and self-regularization learning" (2021), section 4.1.
-    The truth's is not 0 either, as things move: compare.
+    `histograms` is (T, 3, 256) of `colour_histograms`, of more frames than the widest gap. The Jensen-Shannon divergence
+    between frames so far apart, averaged over channels and frames, then gaps: Liu et al., "Temporally consistent video
+    colorization with deep feature propagation and self-regularization learning" (2021), section 4.1. The truth has some too,
+    as things move: compare.
     """
     divergences = []
     for gap in gaps:
@@ -40,3 +44,17 @@ def colour_divergence(histograms: torch.Tensor, gaps: tuple[int, ...] = (1, 2, 4
         entropies = [torch.special.entr(x).sum(-1) for x in (middle, p, q)]  # (T - gap, 3) each
         divergences.append((entropies[0] - (entropies[1] + entropies[2]) / 2).mean())
     return float(torch.stack(divergences).mean())
+
+
+def warped_difference(last: np.ndarray, now: np.ndarray) -> float:
+    """How far colours jump from a frame to the next: two (3, H, W) Lab frames -> mean distance in a*, b*; NaN over a cut.
+
+    The last frame is moved along the optical flow of the lightness; where that is not to be trusted, nothing counts. After
+    Lai et al., "Learning blind video temporal consistency" (2018), section 4.1, but without lightness, which a colorization
+    keeps.
+    """
+    before, after = ((lab[0] * 2.55).astype(np.uint8) for lab in (last, now))
+    field, trust = motion(before, after)
+    if change(before, after) >= CUT or trust.mean() < 0.05:
+        return float("nan")
+    return float((trust * np.linalg.norm(now[1:] - warp(last[1:], field), axis=0)).sum() / trust.sum())

@@ -18,10 +18,12 @@ import torch
 from av.codec.context import Flags
 
 from colorize import Colorizer, FilmError, cli, colorize_film, hub
-from colorize.color import fit_gamut, lightness_to_gray, rgb_to_lab
+from colorize.color import fit_gamut, lightness_to_gray, rgb_to_lab, rgb_to_lightness
 from colorize.colorizer import stretch_rows
 from colorize.film import SEGMENT
+from colorize.metrics import colour_divergence, colour_histograms, colourfulness, warped_difference
 from colorize.models import UNet, UNetConfig
+from colorize.steady import Steady
 from colorize.yuv import Coding
 from conftest import PHOTOS, ROOT
 
@@ -341,6 +343,54 @@ def test_other_settings_start_anew(tmp_path, colorizer, reel):
     said = []
     assert colorize_film(reel, tmp_path / "out.mkv", colorizer, resume=True, warn=said.append) == 20
     assert len(said) == 1 and "other settings" in said[0]
+
+
+def test_steady_films_flicker_less_and_are_no_duller(tmp_path, colorizer):
+    noise = np.random.default_rng(0)
+    frames = [np.clip(f + noise.normal(0, 12, f.shape[:2])[..., None], 0, 255).astype(np.uint8) for f in pan(PHOTOS[2], 30)]
+    source = write(tmp_path / "in.mkv", frames, kind="yuv444p", options={"crf": "0"})
+    figures = {}
+    for steady in (0, 0.5, 1):
+        colorize_film(source, tmp_path / f"{steady}.mkv", colorizer, steady=steady)
+        rgb = [
+            torch.from_numpy(f.to_ndarray(format="rgb24")).permute(2, 0, 1)[None] for f in decode(tmp_path / f"{steady}.mkv")[0]
+        ]
+        lab = [rgb_to_lab(f / 255)[0].numpy() for f in rgb]
+        jumps = np.mean([warped_difference(a, b) for a, b in zip(lab, lab[1:], strict=False)])
+        figures[steady] = jumps, float(colourfulness(torch.cat(rgb) / 255).mean())
+    jumps, colours = zip(*figures.values(), strict=True)
+    assert jumps[1] < 0.75 * jumps[0] and jumps[2] < 0.5 * jumps[0]
+    assert min(colours) > 0.95 * colours[0]
+
+
+def test_steady_zero_is_frame_by_frame_and_nothing_crosses_a_cut(tmp_path, colorizer):
+    shots = [torch.from_numpy(np.stack(pan(p, 12))).permute(0, 3, 1, 2) / 255 for p in (PHOTOS[0], PHOTOS[3])]
+    lightness = rgb_to_lightness(torch.cat(shots))[:, 0]  # (24, 64, 96)
+    own = torch.cat([colorizer.paint(x[None, None] / 50 - 1) for x in lightness]).numpy()
+
+    def filtered(frames: slice, steady: Steady) -> np.ndarray:
+        return np.stack([steady(x, ab) for x, ab in zip(lightness.numpy()[frames], own[frames], strict=True)])
+
+    assert np.array_equal(filtered(slice(24), Steady(0)), own)
+    both, halved = filtered(slice(24), Steady(1)), Steady(1)
+    assert np.array_equal(both[12:], filtered(slice(12, 24), Steady(1))) and np.array_equal(both[12], own[12])
+    assert not np.array_equal(both[13], own[13])
+    first = filtered(slice(7), halved)
+    assert np.array_equal(both, np.concatenate([first, filtered(slice(7, 24), Steady(1, halved.memory))]))
+
+
+def test_metrics_of_films():
+    still = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8).repeat(6, 1, 1, 1)
+    assert colour_divergence(colour_histograms(still)) == pytest.approx(0, abs=1e-6)
+    black_and_white = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    black_and_white[1::2] = 255
+    assert colour_divergence(colour_histograms(black_and_white), gaps=(1,)) == pytest.approx(np.log(2))
+    assert colour_divergence(colour_histograms(black_and_white), gaps=(2,)) == pytest.approx(0)
+    picture = cv2.cvtColor(cv2.imread(str(PHOTOS[0])).astype(np.float32) / 255, cv2.COLOR_BGR2LAB)
+    lab = [picture[100:300, 100 + x : 400 + x].transpose(2, 0, 1) for x in (0, 3)]
+    assert warped_difference(lab[0], lab[1]) < 1.5 < np.linalg.norm(lab[1] - lab[0], axis=0).mean()
+    assert warped_difference(lab[0], lab[1] * np.float32([[[1]], [[2]], [[2]]])) > 5
+    assert np.isnan(warped_difference(lab[0], 100 - lab[1]))
 
 
 def test_command(tmp_path, model, reel, capfd, monkeypatch):
