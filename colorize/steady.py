@@ -64,7 +64,7 @@ def motion(last: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     beginning (Sundaram et al. 2010, equation 5).
     """
     last, now = (cv2.GaussianBlur(frame, (5, 5), 0) for frame in (last, now))  # grain moves nowhere
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     back = flow.calc(now, last, None)  # (h, w, 2): now -> last
     forth = flow.calc(last, now, None)
     field = grid(*now.shape) + back
