@@ -14,8 +14,8 @@ class Steady:
     """A recursive filter over the network's a*, b*: what moved here from the last frame brings its colours along.
 
     `strength` is 0 (each frame by itself) to 1; at 0.5 the memory is three frames long, at 1 twenty. How far a pixel trusts
-    the past is for its motion to say: see `motion`. Averages are duller than what they are of, so the chroma that is lost on
-    the whole is made up for.
+    the past is for its motion to say: see `motion`. Averages are duller than what they are of, so the colourfulness that is
+    lost on the whole is made up for.
 
     Attributes:
         memory: what the next frame needs to know of the last, as arrays; another `Steady` goes on with it.
@@ -36,10 +36,16 @@ class Steady:
             field, trust = motion(self.memory["gray"], gray)
             mixed = ab + weight * trust * (warp(self.memory["ab"], field) - ab)
             chromas = weight * self.memory["chromas"]
-        chromas = chromas + [np.abs(ab).sum(), np.abs(mixed).sum()]  # of late: the network's, and what is left of it
+        chromas = chromas + [vividness(ab), vividness(mixed)]  # of late: the network's, and what is left of it
         self.memory = {"gray": gray, "ab": mixed, "chromas": chromas}
         gain = min(chromas[0] / chromas[1], MOST_GAIN) if chromas[1] else 1
         return mixed * np.float32(gain)
+
+
+def vividness(ab: np.ndarray) -> float:
+    """a*, b* (2, h, w) -> how colourful they are, in the manner of `metrics.colourfulness`."""
+    axes = ab.reshape(2, -1)
+    return float(np.linalg.norm(axes.std(1)) + 0.3 * np.linalg.norm(axes.mean(1)))
 
 
 def change(last: np.ndarray, now: np.ndarray) -> float:
