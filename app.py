@@ -156,7 +156,7 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
 
     Args:
         photo: JPEG, PNG, TIFF, WebP or the like; gray, sepia or colour, which is made gray first.
-        model: one of the app's own models, or the id of a checkpoint on the Hub; without snapshots, those of unet-attention-gan.
+        model: one of the app's own models, or the id of a checkpoint on the Hub; without epochs, those of unet-attention-gan.
         size: pixels on the short side that the network sees; 0 for what it was trained at.
         saturation: multiplies the chroma; 0 is gray.
 

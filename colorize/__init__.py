@@ -6,8 +6,19 @@
 """
 
 from .colorizer import Colorizer
+from .film import FilmError, colorize_film
 from .hub import CheckpointError, load, snapshots
 from .picture import Picture, PictureError, read
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "Colorizer", "Picture", "PictureError", "load", "read", "snapshots"]
+__all__ = [
+    "CheckpointError",
+    "Colorizer",
+    "FilmError",
+    "Picture",
+    "PictureError",
+    "colorize_film",
+    "load",
+    "read",
+    "snapshots",
+]

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import hub
+from . import film, hub
 from .archive import colorize_files
 from .colorizer import Colorizer
 from .encode import WRITERS
-from .picture import SUFFIXES
+from .picture import SUFFIXES, PictureError
 
 SCREEN = 20  # failures shown on the terminal
 
@@ -27,12 +27,13 @@ examples:
   colorize grandmother.jpg -o colour.png        that file
   colorize scans/ letters/photo.tif -o colour/  a folder, in which the tree of scans/ is kept
   colorize scans/ -o colour/ --model user/name  with a checkpoint from the Hugging Face Hub
+  colorize reel.mp4 -o colour.mp4 --resume      a film; goes on if it was interrupted
   accelerate launch -m colorize scans/ -o colour/  on several GPUs or machines, each its share
 
-Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise. Those that
-exist are skipped without --force: after a stop, the same command goes on. What failed, and why, is in failed.txt
-in the folder of the results. Started by `accelerate launch` or torchrun, each process reports on its own share, and
-ends with 0 though pictures failed: with another code the launcher would stop the rest.
+Results keep the format of the picture if it is JPEG, PNG, TIFF or WebP, and are PNG otherwise; those of films that are
+not MP4, MOV or Matroska are Matroska. Those that exist are skipped without --force: after a stop, the same command goes on.
+What failed, and why, is in failed.txt in the folder of the results. Started by `accelerate launch` or torchrun, each
+process reports on its own share, and ends with 0 though pictures failed: with another code the launcher would stop the rest.
 Exit code: 0 if all went well, 1 if some pictures failed, 2 for wrong usage or a model that cannot be used, 130 after Ctrl-C.
 """
 
@@ -58,8 +59,8 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="PICTURE", help="files, and folders to search for pictures")
-    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, for one picture, or a folder")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="PICTURE", help="files, and folders to search for them")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, for one picture or film, or a folder")
     parser.add_argument("--force", action="store_true", help="colour again what has a result already")
 
     model = parser.add_argument_group("model")
@@ -71,6 +72,10 @@ def argument_parser() -> argparse.ArgumentParser:
     look = parser.add_argument_group("look")
     look.add_argument("--size", type=int, metavar="PIXELS", help="what the model sees of the short side (default: its own)")
     look.add_argument("--saturation", type=float, default=1.0, metavar="X", help="times the chroma (default: 1; 0 is gray)")
+
+    films = parser.add_argument_group("films")
+    films.add_argument("--steady", type=float, default=0.5, metavar="X", help="0: each frame by itself, to 1 (default: 0.5)")
+    films.add_argument("--resume", action="store_true", help="go on where an interrupted film stopped")
     return parser
 
 
@@ -89,10 +94,12 @@ def colorize_all(args: argparse.Namespace) -> int:
         failures = failures if rank == 0 else []
     todo = [job for job in jobs if args.force or not job[1].exists()]
     colorizer = load(args) if todo else None
+    if todo:
+        film.check_settings(args.size or colorizer.image_size, args.saturation, args.steady)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a launcher's or a cluster's Ctrl-C
     coloured = 0
     try:
-        with closing(colorize_files(todo, colorizer, args.size, args.saturation)) as outcomes:
+        with closing(colorize_each(todo, colorizer, args)) as outcomes:
             hidden = True if int(os.environ.get("LOCAL_RANK", 0)) else None  # None: no bar where nobody looks
             for _, reason in (bar := tqdm(outcomes, total=len(todo), unit="picture", smoothing=0.1, disable=hidden)):
                 if reason is None:
@@ -105,6 +112,40 @@ def colorize_all(args: argparse.Namespace) -> int:
         share = f"process {rank} of {processes}: " if processes > 1 else ""
         print(f"{share}{coloured} coloured, {len(jobs) - len(todo)} skipped, {len(failures)} failed", flush=True)
     return 1 if failures and processes == 1 else 0
+
+
+def colorize_each(
+    jobs: list[tuple[Path, Path]], colorizer: Colorizer | None, args: argparse.Namespace
+) -> Iterator[tuple[Path, str | None]]:
+    """Pictures side by side, then films one after the other; yields each with what went wrong or None."""
+    yield from colorize_files([job for job in jobs if not is_film(job[0])], colorizer, args.size, args.saturation)
+    for source, target in filter(lambda job: is_film(job[0]), jobs):
+        try:
+            colorize_film(source, target, colorizer, args)
+            yield source, None
+        except PictureError as error:
+            yield source, str(error)
+        except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, out of memory
+            yield source, f"{source}: {error or 'out of memory'}"
+
+
+def colorize_film(source: Path, target: Path, colorizer: Colorizer, args: argparse.Namespace) -> None:
+    """One film, with a bar of its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(unit="frame", desc=source.name, leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            if not bar.n:
+                bar.initial = done  # frames of an earlier run tell nothing of this one's speed
+            bar.update(done - bar.n)
+
+        settings = {"size": args.size, "saturation": args.saturation, "steady": args.steady, "resume": args.resume}
+        try:
+            film.colorize_film(source, target, colorizer, **settings, progress=progress, warn=_say)
+        except KeyboardInterrupt:
+            _say(f"{source} is not finished: with --resume it goes on")
+            raise
 
 
 def show(failures: list[str], file: Path | None) -> None:
@@ -163,8 +204,8 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     one_file = output is not None and is_file(output)
     if one_file and (len(inputs) > 1 or inputs[0].is_dir()):
         raise ValueError(f"{output} is one file, and there may be several pictures: name a folder")
-    if one_file and output.suffix.lower() not in WRITERS:
-        raise ValueError(f"{output} is of a kind that cannot be written: use one of {', '.join(WRITERS)}")
+    if one_file and output.suffix.lower() not in (writable := _writable(is_film(inputs[0]))):
+        raise ValueError(f"{output} is of a kind that cannot be written: use one of {', '.join(writable)}")
     if output is not None and output.exists() and not (one_file or output.is_dir()):
         raise ValueError(f"{output} is there and no folder: name another")
 
@@ -180,7 +221,7 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
     jobs: list[tuple[Path, Path]] = []
     taken: dict[Path, Path] = {}
     for source, name in found.values():
-        suffix = name.suffix if name.suffix.lower() in WRITERS else ".png"
+        suffix = name.suffix if name.suffix.lower() in _writable(is_film(name)) else ".mkv" if is_film(name) else ".png"
         if output is None:
             target = source.with_name(f"{source.stem}-color{suffix}")
         else:
@@ -198,7 +239,16 @@ def plan(inputs: list[Path], output: Path | None) -> tuple[list[tuple[Path, Path
 
 def is_file(output: Path) -> bool:
     """Whether -o means a file, not a folder."""
-    return not output.is_dir() and output.suffix.lower() in SUFFIXES
+    return not output.is_dir() and output.suffix.lower() in SUFFIXES + film.SUFFIXES
+
+
+def is_film(path: Path) -> bool:
+    return path.suffix.lower() in film.SUFFIXES
+
+
+def _writable(moving: bool) -> Iterable[str]:
+    """The suffixes of films or of pictures that can be written."""
+    return film.CONTAINERS if moving else WRITERS
 
 
 def find(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
@@ -215,7 +265,8 @@ def find(path: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
         for file in sorted(files):
             stem, suffix = os.path.splitext(file)
             result = output is None and stem.endswith("-color")
-            if suffix.lower() in SUFFIXES and not file.startswith(".") and not result and (here / file).is_file():
+            wanted = suffix.lower() in SUFFIXES + film.SUFFIXES and not result and not file.startswith(".")
+            if wanted and (here / file).is_file():
                 yield here / file, inside / file
 
 

@@ -104,7 +104,11 @@ class Colorizer:
     @torch.inference_mode()
     def _paint(self, pictures: list[Picture], size: int) -> torch.Tensor:
         """Pictures that the network sees in one shape (h, w) -> a*, b* (B, 2, h, w)."""
-        lightness = torch.cat([_small_lightness(p, size) for p in pictures])  # (B, 1, h, w)
+        return self.paint(torch.cat([_small_lightness(p, size) for p in pictures]))
+
+    @torch.inference_mode()
+    def paint(self, lightness: torch.Tensor) -> torch.Tensor:
+        """What the network makes of lightness (B, 1, h, w) in [-1, 1]: a*, b* (B, 2, h, w), on the CPU."""
         with self._turn, torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
             ab = predict_ab(self.model, lightness.to(self.device))
             return network_to_lab(lightness, ab.float().cpu())[:, 1:]

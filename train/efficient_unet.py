@@ -2,7 +2,7 @@
 
     accelerate launch train/efficient_unet.py --dataset PHOTOS
     accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite0.safetensors
-    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 192 --epoch-steps 300 --learning-rate 3e-4
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 192 --learning-rate 2e-4
 
 The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 2.2: cross entropy to the five classes nearest
 to the true colour, weighted by how rare it is. The pretrained encoder follows at a tenth of the learning rate; its depthwise
