@@ -23,12 +23,14 @@ except ImportError:
 import cv2
 import gradio as gr
 
-from colorize import CheckpointError, Colorizer, Picture, PictureError, hub, read
+from colorize import CheckpointError, Colorizer, Picture, PictureError, colorize_film, hub, read
 from colorize.colorizer import grayscale
+from colorize.film import CONTAINERS
 from colorize.hub import DEFAULT
 
 HERE = Path(__file__).resolve().parent
 SIZES = [("The model's own", 0), *((f"{size} px", size) for size in (128, 192, 256, 384, 512, 768, 1024))]
+FILM_BAR = gr.Progress()  # Gradio finds it among the defaults of what it runs
 PREVIEW = 1600  # pixels on the long side of what the page shows; the download has them all
 
 ABOUT = """# Colorize
@@ -171,6 +173,34 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
             yield shots
 
 
+@GPU
+def film(
+    film: str, model: str = DEFAULT, size: int = 0, saturation: float = 1, steady: float = 0.5, progress: gr.Progress = FILM_BAR
+):
+    """Colour a film, with its sound.
+
+    Args:
+        film: MP4, MOV, Matroska, WebM, AVI or the like; gray or colour, of which only the lightness is kept.
+        model: one of the app's own models, or the id of a checkpoint on the Hugging Face Hub (user/model).
+        size: pixels on the short side that the network sees; 0 for what it was trained at.
+        saturation: multiplies the chroma; 0 is gray.
+        steady: how much of a frame's colours comes from those before it, 0 to 1; 0 colours each frame by itself.
+
+    Returns:
+        The film in H.264, marked as AI-colorized.
+    """
+    with workroom(film) as folder:
+        if film is None:
+            raise gr.Error("Choose a film first", print_exception=False)
+        suffix = Path(film).suffix.lower()
+        path = folder / f"{Path(film).stem}-colorized{suffix if suffix in CONTAINERS else '.mkv'}"
+        colorize_film(
+            film, path, colorizer(locate(model), None), size=size or None, saturation=saturation, steady=steady,
+            progress=lambda done, total: progress((done, total), unit="frames"), warn=gr.Warning,
+        )  # fmt: skip
+        yield str(path)
+
+
 def examples() -> list[dict[str, str]]:
     """The photographs in examples/: file, title, author, licence."""
     with open(HERE / "examples" / "SOURCES.csv", newline="") as file:
@@ -208,6 +238,11 @@ def build() -> gr.Blocks:
                     frame = gr.Image(show_label=False, **picture)
                     epoch = gr.Slider(1, 2, 1, step=1, label="Epoch", buttons=[])
                     shots = gr.Gallery(label="All epochs", columns=4, **album)
+                with gr.Tab("Film", id="film"):
+                    reel = gr.Video(label="Film", sources=["upload"], height=320, buttons=[])
+                    steady = gr.Slider(0, 1, 0.5, step=0.05, label="Steady colours", buttons=["reset"])
+                    start = gr.Button("Colour the film", variant="primary")
+                    coloured_reel = gr.Video(label="In colour", height=320, interactive=False, buttons=["download"])
             with gr.Column(elem_id="settings"):
                 with gr.Accordion("Model, size, saturation", open=False):
                     names = sorted(hub.checkpoints(HERE / "checkpoints"), key=lambda name: name != DEFAULT)
@@ -227,6 +262,8 @@ def build() -> gr.Blocks:
 
         gr.on([], colorize, [photo, *settings], download, api_name="colorize", **device)
         gr.on([], epochs, [photo, *settings], shots, api_name="epochs", **device)
+
+        start.click(film, [reel, *settings, steady], coloured_reel, api_name="film", **device)
 
         def clear(trigger, outputs):
             trigger(lambda: [None] * len(outputs), None, outputs, queue=False, **private)

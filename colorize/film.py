@@ -1,5 +1,6 @@
 """A film in, a film out: every frame in colour, sound and all else untouched."""
 
+import gc
 import heapq
 import io
 import json
@@ -154,7 +155,7 @@ def _moving(film: av.container.InputContainer, source: Path) -> av.VideoStream:
     for stream in film.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None or not stream.width:
-                raise FilmError(f"{source} cannot be decoded: copy it again, or convert it to H.264")
+                raise FilmError(f"{source} cannot be decoded as a film: copy it again, or convert it to H.264")
             stream.thread_type = "AUTO"
             return stream
     found = ", ".join(stream.type for stream in film.streams) or "nothing"
@@ -404,6 +405,8 @@ class Parts:
                 np.savez(notes, times=times, durations=durations, **memory)
         self.segments.append(segment)
         self.frames += len(times)
+        del output, stream
+        gc.collect()  # a container and its streams refer to each other, and hold an encoder with all its frames
         return True
 
 
