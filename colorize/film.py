@@ -67,7 +67,8 @@ def colorize_film(
     they are joined at the end, so that `target` is a whole film or not there.
 
     Args:
-        target: .mp4, .m4v, .mov or .mkv; one that exists is replaced at the end. Matroska rounds times to milliseconds.
+        target: .mp4, .m4v, .mov or .mkv; one that exists is replaced at the end. Matroska rounds times to
+            milliseconds, and moves all streams alike so that none begins before 0.
         size, saturation: as for a picture, see `Colorizer.__call__`.
         steady: how much of a frame's colours comes from the frames before it, 0 to 1; 0 colours each frame by itself.
         resume: go on where an interrupted run with the same settings stopped; the result is the same.
