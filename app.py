@@ -24,15 +24,17 @@ except ImportError:
 import cv2
 import gradio as gr
 
-from colorize import CheckpointError, Colorizer, Picture, PictureError, hub, read
+from colorize import CheckpointError, Colorizer, Picture, PictureError, colorize_film, hub, read
 from colorize.colorizer import grayscale
 from colorize.encode import WRITERS
+from colorize.film import CONTAINERS
 from colorize.hub import DEFAULT
 from colorize.picture import weigh
 
 HERE = Path(__file__).resolve().parent
 SIZES = [("The model's own", 0), *((f"{size} px", size) for size in (128, 192, 256, 384, 512, 768, 1024))]
 GAN = "unet-attention-gan"  # whose epochs stand for those of models that kept none
+BAR = gr.Progress()  # Gradio finds it among the defaults of what it runs
 PREVIEW = 1600  # pixels on the long side of what the page shows; the download has them all
 THUMBNAIL = 400  # and of each picture of a batch
 MOST, MOST_PIXELS = 100, 1_000_000_000  # photographs of a batch, and their pixels together
@@ -177,7 +179,7 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
             yield shots
 
 
-def batch(photos: list[str], model: str = DEFAULT, size: int = 0, saturation: float = 1, progress=gr.Progress()):  # noqa: B008
+def batch(photos: list[str], model: str = DEFAULT, size: int = 0, saturation: float = 1, progress: gr.Progress = BAR):
     """Colour many photographs, each for itself.
 
     Args:
@@ -212,6 +214,34 @@ def batch(photos: list[str], model: str = DEFAULT, size: int = 0, saturation: fl
                 path.unlink(missing_ok=True)  # it is in the zip
         report = "\n".join([f"{len(shots)} of {len(photos)} are in colour.", *failures])
         yield shots, str(folder / "colorized.zip") if shots else None, report
+
+
+@GPU
+def film(
+    film: str, model: str = DEFAULT, size: int = 0, saturation: float = 1, steady: float = 0.5, progress: gr.Progress = BAR
+):
+    """Colour a film, with its sound.
+
+    Args:
+        film: MP4, MOV, Matroska, WebM, AVI or the like; gray or colour, of which only the lightness is kept.
+        model: one of the app's own models, or the id of a checkpoint on the Hugging Face Hub (user/model).
+        size: pixels on the short side that the network sees; 0 for what it was trained at.
+        saturation: multiplies the chroma; 0 is gray.
+        steady: how much of a frame's colours comes from those before it, 0 to 1; 0 colours each frame by itself.
+
+    Returns:
+        The film in H.264, marked as AI-colorized.
+    """
+    with workroom(film) as folder:
+        if film is None:
+            raise gr.Error("Choose a film first", print_exception=False)
+        suffix = Path(film).suffix.lower()
+        path = folder / f"{Path(film).stem}-colorized{suffix if suffix in CONTAINERS else '.mkv'}"
+        colorize_film(
+            film, path, colorizer(locate(model), None), size=size or None, saturation=saturation, steady=steady,
+            progress=lambda done, total: progress((done, total), unit="frames"), warn=gr.Warning,
+        )  # fmt: skip
+        yield str(path)
 
 
 def examples() -> list[dict[str, str]]:
@@ -257,6 +287,11 @@ def build() -> gr.Blocks:
                     album_of_all = gr.Gallery(label="In colour", columns=4, **album)
                     report = gr.Textbox(label="Report", interactive=False, elem_id="report")
                     everything_zipped = gr.DownloadButton("Download zip", elem_id="zip")
+                with gr.Tab("Film", id="film"):
+                    reel = gr.Video(label="Film", sources=["upload"], height=320, buttons=[])
+                    steady = gr.Slider(0, 1, 0.5, step=0.05, label="Steady colours", buttons=["reset"])
+                    start = gr.Button("Colour the film", variant="primary")
+                    coloured_reel = gr.Video(label="In colour", height=320, interactive=False, buttons=["download"])
             with gr.Column(elem_id="settings"):
                 with gr.Accordion("Model, size, saturation", open=False):
                     names = sorted(hub.checkpoints(HERE / "checkpoints"), key=lambda name: name != DEFAULT)
@@ -280,6 +315,7 @@ def build() -> gr.Blocks:
         all_coloured = colour_all.click(
             batch, [photos, *settings], [album_of_all, everything_zipped, report], api_name="batch", **device
         )
+        start.click(film, [reel, *settings, steady], coloured_reel, api_name="film", **device)
 
         def clear(trigger, outputs):
             trigger(lambda: [None] * len(outputs), None, outputs, queue=False, **private)

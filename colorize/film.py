@@ -1,5 +1,6 @@
 """A film in, a film out: every frame in colour, sound and all else untouched."""
 
+import gc
 import heapq
 import io
 import json
@@ -66,7 +67,8 @@ def colorize_film(
     they are joined at the end, so that `target` is a whole film or not there.
 
     Args:
-        target: .mp4, .m4v, .mov or .mkv; one that exists is replaced at the end. Matroska rounds times to milliseconds.
+        target: .mp4, .m4v, .mov or .mkv; one that exists is replaced at the end. Matroska rounds times to
+            milliseconds, and moves all streams alike so that none begins before 0.
         size, saturation: as for a picture, see `Colorizer.__call__`.
         steady: how much of a frame's colours comes from the frames before it, 0 to 1; 0 colours each frame by itself.
         resume: go on where an interrupted run with the same settings stopped; the result is the same.
@@ -154,7 +156,7 @@ def _moving(film: av.container.InputContainer, source: Path) -> av.VideoStream:
     for stream in film.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None or not stream.width:
-                raise FilmError(f"{source} cannot be decoded: copy it again, or convert it to H.264")
+                raise FilmError(f"{source} cannot be decoded as a film: copy it again, or convert it to H.264")
             stream.thread_type = "AUTO"
             return stream
     found = ", ".join(stream.type for stream in film.streams) or "nothing"
@@ -404,6 +406,8 @@ class Parts:
                 np.savez(notes, times=times, durations=durations, **memory)
         self.segments.append(segment)
         self.frames += len(times)
+        del output, stream
+        gc.collect()  # a container and its streams refer to each other, and hold an encoder with all its frames
         return True
 
 

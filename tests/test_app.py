@@ -18,6 +18,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from colorize import hub
+from conftest import PHOTOS
+from test_film import chroma, decode, packets, pan, write
 
 CHROMIUM = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
@@ -195,9 +197,11 @@ def test_api_refuses_what_is_no_picture(client, fake):
 
 def test_api_shows_endpoints_with_plain_names(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    first = {"/colorize": "photo", "/epochs": "photo", "/batch": "photos"}
+    first = {"/colorize": "photo", "/epochs": "photo", "/batch": "photos", "/film": "film"}
+    assert set(endpoints) == set(first)
     for name, endpoint in endpoints.items():
-        assert [p["parameter_name"] for p in endpoint["parameters"]] == [first[name], "model", "size", "saturation"]
+        last = ["steady"] if name == "/film" else []
+        assert [p["parameter_name"] for p in endpoint["parameters"]] == [first[name], "model", "size", "saturation", *last]
 
 
 def test_many_photos_fill_an_album_and_a_zip(page, root, fake, tmp_path):
@@ -230,6 +234,36 @@ def test_api_colours_many_and_refuses_too_many(client, root, fake, tmp_path):
     assert client.predict([handle_file(fake)], api_name="/batch")[:2] == ([], None)
     with pytest.raises(AppError, match="more than 100 photographs"):
         client.predict([handle_file(fake)] * 101, api_name="/batch")
+
+
+@pytest.fixture(scope="module")
+def reel(tmp_path_factory):
+    """Half a second of film, with sound."""
+    return write(tmp_path_factory.mktemp("reel") / "reel.mp4", pan(PHOTOS[0], 12), sound="aac")
+
+
+def test_a_film_comes_back_in_colour_with_its_sound(client, reel):
+    result = client.predict(handle_file(reel), model="unet-attention", steady=0.8, api_name="/film")
+    assert os.path.basename(result) == "reel-colorized.mp4"
+    assert decode(result)[1] == decode(reel)[1] and packets(result, "audio") == packets(reel, "audio")
+    assert chroma(result).mean() > 1 > chroma(reel).mean()
+
+
+def test_the_film_tab(page, reel, tmp_path):
+    tab(page, "Film")
+    page.locator("#result .tabitem:not([style*=none]) input[type=file]").set_input_files(reel)
+    page.locator("#result .tabitem:not([style*=none]) video").first.wait_for()
+    page.get_by_role("button", name="Colour the film").click()
+    page.locator("#result .tabitem:not([style*=none]) video").nth(1).wait_for()
+    with page.expect_download() as download:
+        page.locator("#result .tabitem:not([style*=none])").get_by_role("link", name="Download").click()
+    download.value.save_as(tmp_path / "colour.mp4")
+    assert len(decode(tmp_path / "colour.mp4")[0]) == 12
+
+
+def test_api_refuses_what_is_no_film(client, fake):
+    with pytest.raises(AppError, match="^holiday.jpg .* film"):
+        client.predict(handle_file(fake), api_name="/film")
 
 
 def test_two_at_once_get_their_own_picture(client, root):

@@ -164,7 +164,8 @@ def test_colours_are_those_that_a_picture_would_get(photo, depth, full, matrix, 
     coding.paint(y, u, v, ab)
     u, v = (cv2.resize(plane, (400, 300)) for plane in (u, v))
     result = rgb_to_lab(coding.to_rgb(torch.from_numpy(np.stack((y, u, v)).astype(np.float32))[None]))[0]
-    wanted = fit_gamut(torch.cat((truth[None, None], stretch_rows(torch.from_numpy(ab), 300, 400, 0, 300)), dim=1))[0]
+    stretched = torch.from_numpy(stretch_rows(ab.transpose(1, 2, 0), 300, 400, 0, 300)).permute(2, 0, 1)  # (2, 300, 400)
+    wanted = fit_gamut(torch.cat((truth[None], stretched))[None])[0]
     assert (result[0] - truth).abs().mean() < 0.3 and (result[1:] - wanted[1:]).norm(dim=0).mean() < 1.5
 
 
