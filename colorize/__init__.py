@@ -1,7 +1,7 @@
 """Colour for black-and-white photographs.
 
 >>> from colorize import Colorizer
->>> colorizer = Colorizer.from_pretrained("checkpoints/unet-attention-gan")
+>>> colorizer = Colorizer.from_pretrained("checkpoints/efficient-unet")
 >>> colorizer("photo.jpg").save("colour.png")
 """
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from colorize import Colorizer, read
+from colorize import Colorizer, hub, read
 from colorize.archive import colorize_files
 from colorize.colorizer import BATCH, predict_ab
 
@@ -39,7 +39,7 @@ def peak() -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def main(checkpoint: str = "unet-attention-gan") -> None:
+def main(checkpoint: str = hub.DEFAULT) -> None:
     colorizer = Colorizer.from_pretrained(checkpoint)
     gray = cv2.imread(str(Path(__file__).parents[1] / "examples" / "killarney-1910.jpg"), cv2.IMREAD_GRAYSCALE)
     folder_rate(colorizer, gray)
