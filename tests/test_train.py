@@ -190,7 +190,7 @@ def test_a_dry_run_says_the_recipe_and_writes_nothing(dataset, unet, tmp_path):
 
 def test_the_readme_starts_each_of_them(dataset, unet, tmp_path):
     lines = re.findall(r"^accelerate launch (train/.*PHOTOS.*--run.*|train/convnet.*)$", (ROOT / "README.md").read_text(), re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         words = [unet / "checkpoint" if w.endswith("/checkpoint") else dataset if w == "PHOTOS" else w for w in line.split()]
         assert "steps: " in train(*words, "--dry-run")
