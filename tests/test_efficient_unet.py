@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import batch_norm, conv2d, cross_entropy, pad, relu6
+from torch.nn.functional import batch_norm, conv2d, cross_entropy, interpolate, pad, relu6
 
 from colorize import Colorizer, hub
 from colorize.color import rgb_to_lab
 from colorize.models import EfficientUNet, EfficientUNetConfig
-from colorize.models.efficient_unet import STAGES, ab_classes
+from colorize.models.efficient_unet import STAGES, Detail, ab_classes
 from conftest import PHOTOS
-from efficient_unet import Targets, colourfulness, freeze, shrink
+from efficient_unet import Targets, colourfulness, shrink
+from pretrained import Perceptual, freeze
 from test_train import RANKS, TWICE, figures, interrupt, train
 
 
@@ -117,8 +118,9 @@ def test_weights_of_something_else_are_refused_by_name(model):
 def test_any_height_and_width(size, stride):
     model = EfficientUNet(EfficientUNetConfig(width=4, stride=stride)).eval()
     with torch.inference_mode():
-        ab = model(torch.rand(2, 1, *size) * 2 - 1)
-        logits = model(torch.rand(2, 1, *size) * 2 - 1, decode=False)
+        lightness = torch.rand(2, 1, *size) * 2 - 1
+        ab, logits = model(lightness, classes=True)
+        assert torch.equal(ab, model(lightness))
     assert ab.shape == (2, 2, *size) and ab.isfinite().all() and ab.abs().max() <= 1
     assert logits.shape == (2, 225, -(-size[0] // stride), -(-size[1] // stride))
 
@@ -126,9 +128,10 @@ def test_any_height_and_width(size, stride):
 def test_size_by_default_and_bounds():
     with torch.device("meta"):
         assert sum(p.numel() for p in EfficientUNet().parameters()) < 15e6
-    for name, value in (("width", 7), ("stride", 8), ("temperature", 0.0), ("temperature", 1.5), ("chroma", -1.0)):
-        with pytest.raises(ValueError, match=name):
-            EfficientUNetConfig(**{name: value})
+    for name, values in {"width": [7], "stride": [8], "temperature": [0.0, 1.5], "chroma": [-1.0], "detail": [-1]}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=name):
+                EfficientUNetConfig(**{name: value})
 
 
 def test_classes_are_near_every_colour_of_srgb():
@@ -150,6 +153,19 @@ def test_decoding_goes_from_the_mean_to_the_mode():
     assert torch.allclose(decode[0.01][0, :, 1, 2], ab_classes()[42], atol=1e-6)
     vivid = EfficientUNet(EfficientUNetConfig(width=2, temperature=1.0, chroma=1.5)).decode(logits)
     assert torch.allclose(vivid, decode[1.0] * 1.5)
+
+
+def test_detail_leaves_colours_alone_until_it_has_learnt():
+    detail = Detail(8, 4)
+    ab, features, lightness = torch.rand(1, 2, 8, 10) - 0.5, torch.randn(1, 8, 8, 10), torch.rand(1, 1, 32, 40) * 2 - 1
+    with torch.inference_mode():
+        smooth = interpolate(ab, scale_factor=2, mode="bilinear")
+        assert torch.equal(detail(ab, features, lightness), smooth)
+        detail.convs[-1].weight.fill_(0.1)
+        before = detail(ab, features, lightness)
+        lightness[..., 16:18, 20:22] = 1  # one place of the result
+        change = (detail(ab, features, lightness) - before).abs().amax(1)[0]
+    assert change[8, 10] > 1e-3 and change[:5].max() == 0 and change[12:].max() == 0
 
 
 def test_saved_and_loaded_strictly(model, tmp_path):
@@ -209,7 +225,8 @@ def test_colourfulness_of_what_is_known():
 
 
 def test_truth_and_logits_have_the_same_size(model):
-    assert shrink(torch.zeros(1, 2, 37, 50), 4).shape[2:] == model(torch.zeros(1, 1, 37, 50), decode=False).shape[2:]
+    ab, logits = model(torch.zeros(1, 1, 37, 50), classes=True)
+    assert shrink(ab, 4).shape[2:] == logits.shape[2:]
 
 
 def test_all_that_may_learn_does(targets):
@@ -217,18 +234,31 @@ def test_all_that_may_learn_does(targets):
     model.encoder.load_timm(WEIGHTS)
     freeze(model.encoder, 2)
     for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            parameter.data.fill_(0.1)  # new attention says nothing, so its projections could not be heard
-    targets(model(torch.rand(2, 1, 64, 64) * 2 - 1, decode=False), colours(2, 2, 16, 16)).backward()
+        if name.endswith("gamma") or name == "detail.convs.4.weight":
+            parameter.data.fill_(0.1)  # what is new says nothing, so what it is made from could not be heard
+    ab, logits = model(torch.rand(2, 1, 64, 64) * 2 - 1, classes=True)
+    (targets(logits, colours(2, 2, 16, 16)) + ab.square().mean()).backward()
     gradients = {name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters()}
     frozen = {name for name in gradients if name.startswith(("encoder.conv_stem", "encoder.blocks.0", "encoder.blocks.1"))}
     frozen |= {name for name in gradients if "conv_dw" in name}
     assert {name for name, moves in gradients.items() if not moves} == frozen
 
 
+def test_what_looks_alike_is_near(tmp_path):
+    save_file(WEIGHTS, tmp_path / "encoder.safetensors")
+    perceptual = Perceptual(str(tmp_path / "encoder.safetensors"))
+    lightness, ab = torch.rand(2, 1, 160, 192) * 2 - 1, colours(2, 2, 160, 192)
+    painted = (ab * 0.5).requires_grad_()
+    near, far = perceptual(lightness, painted, ab), perceptual(lightness, -ab, ab)
+    assert perceptual(lightness, ab, ab) == 0 and 0 < near < far
+    near.backward()
+    seen = painted.grad[0, 0].nonzero().aminmax(dim=0)  # in a window of 128 x 128
+    assert painted.grad.isfinite().all() and (seen.max - seen.min).tolist() == pytest.approx([127, 127], abs=2)
+
+
 PROGRAM = ["train/efficient_unet.py", "--image-size", 64, "--batch-size", 2, "--epoch-steps", 4, "--warmup-steps", 1]
 PROGRAM += ["--validate-every", 2, "--validation-pictures", 2, "--prior-pictures", 4, "--width", 8, "--mixed-precision", "no"]
-PROGRAM += ["--l1-weight", 1, "--colourfulness-weight", 1, "--old-prints", 0.5]
+PROGRAM += ["--l1-weight", 1, "--colourfulness-weight", 1, "--old-prints", 0.5, "--perceptual-weight", 1]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +285,8 @@ def test_the_export_colours(run):
 
 
 def test_goes_on_from_a_checkpoint_with_settings_of_its_own(words, run, tmp_path):
-    train(*words, "--run", tmp_path, "--workers", 0, "--start", run / "checkpoint", "--encoder", "none", "--temperature", 0.5)
+    words = [*words, "--encoder", "none", "--temperature", 0.5, "--perceptual-weight", 0]
+    train(*words, "--run", tmp_path, "--workers", 0, "--start", run / "checkpoint")
     config = json.loads((tmp_path / "checkpoint" / hub.CONFIG).read_text())
     assert config["temperature"] == 0.5 and config["width"] == 8
 
@@ -268,6 +299,18 @@ def test_the_encoder_begins_as_it_was_given_and_learns_slowly(run):
         moved = (now.state_dict()[name] - before.half().float()).abs().max()
         learns = name.startswith(("blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6")) and "conv_dw" not in name
         assert 0 < moved < 0.01 if learns else moved == 0, name
+
+
+def test_its_gan_leaves_the_encoder_alone(words, run, tmp_path):
+    shared = words[words.index("--old-prints") :]  # the last of its flags are the GAN's too
+    words = ["train/gan.py", "--start", run / "checkpoint", "--image-size", 128, "--batch-size", 2, *shared, "--workers", 0]
+    words += ["--epochs", 1, "--epoch-steps", 2, "--critic-filters", 4, "--critic-layers", 2, "--validation-pictures", 2]
+    train(*words, "--run", tmp_path)
+    before, after = (hub.load(folder / "checkpoint").state_dict() for folder in (run, tmp_path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"head.weight", "detail.convs.4.weight"} < changed and not any(name.startswith("encoder.") for name in changed)
+    assert hub.snapshots(tmp_path / "checkpoint") == ["epoch-001"]
+    assert "# efficient-unet-gan" in (tmp_path / "checkpoint" / "README.md").read_text()
 
 
 def test_resumes_bit_for_bit(words, tmp_path):

@@ -298,3 +298,11 @@ def old_print(batch: torch.Tensor) -> torch.Tensor:
     lightness = black + (white - black) * lightness ** draw(-0.4, 0.4).exp()
     lightness = lightness + draw(0, 0.05) * torch.randn_like(lightness)
     return lightness.clamp(0, 1) * 2 - 1
+
+
+def seen_as(batch: torch.Tensor, lightness: torch.Tensor, old_prints: float) -> torch.Tensor:
+    """The pictures' own lightness (B, 1, H, W) but, by chance, that of an `old_print` in so large a share of them."""
+    if not old_prints:
+        return lightness
+    aged = torch.rand(len(batch), 1, 1, 1, device=batch.device) < old_prints
+    return torch.where(aged, old_print(batch), lightness)

@@ -2,12 +2,13 @@
 
     accelerate launch train/efficient_unet.py --dataset PHOTOS
     accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite0.safetensors
-    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --image-size 192 --learning-rate 2e-4
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --learning-rate 5e-4
 
 The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 2.2: cross entropy to the five classes nearest
-to the true colour, weighted by how rare it is. The pretrained encoder follows at a tenth of the learning rate; its depthwise
-kernels and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast. Some of the pictures are shown
-to it as plates and faded prints, so that it knows those too. EXPERIMENTS.md says what else was tried.
+to the true colour, weighted by how rare it is; and what is painted from the classes should look like the truth, to a network
+that knows things, and be as colourful. The pretrained encoder follows at a tenth of the learning rate; its depthwise kernels
+and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast. Some of the pictures are shown to it as
+plates and faded prints, so that it knows those too. EXPERIMENTS.md says what else was tried.
 """
 
 import argparse
@@ -18,10 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HTTPError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import avg_pool2d, l1_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,8 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import supervised
 from colorize.color import AB_SCALE
 from colorize.models import EfficientUNet, EfficientUNetConfig
-from colorize.models.efficient_unet import Encoder
-from data import Photos, PhotoStream, loader, old_print, to_network
+from data import Photos, PhotoStream, loader, seen_as, to_network
+from pretrained import HOME, Perceptual, freeze, load_encoder
 from run import Run, load, parse, parser
 
 NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
@@ -41,13 +38,12 @@ photograph probabilities of {classes} colours, and paints their annealed mean (t
 
 FAILURES = """It takes each place for what is likeliest there, and is sure of it: patches of a wrong colour on rocks, water
 and cloth, skin tones where there is no skin. What a photograph cannot tell (clothes, cars, walls) is guessed, mostly brown or
-gray. A colour is
-for {stride} x {stride} pixels of what the network sees, so fine detail takes that of what is around."""
+gray. Fine detail takes the colour of what is around."""
 
 
 def flags() -> argparse.ArgumentParser:
     f = parser(__doc__.splitlines()[0], run=Path("runs/efficient-unet"), batch_size=32, validation_pictures=500)
-    f.add_argument("--encoder", default="timm/tf_efficientnet_lite0.in1k", help="its weights: a .safetensors file or a Hub id")
+    f.add_argument("--encoder", default=HOME, help="its weights: a .safetensors file or a Hub id")
     f.add_argument("--encoder-rate", type=float, default=0.1, help="its share of the learning rate")
     f.add_argument("--frozen-stages", type=int, default=2, help="of the encoder's 7, the first ones, which do not learn")
     f.add_argument("--width", type=int, default=64, help="channels of the decoder at half the size")
@@ -56,34 +52,14 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
     f.add_argument("--old-prints", type=float, default=0.4, help="share of the pictures that are shown as old, faded prints")
+    f.add_argument("--class-weight", type=float, default=1.0, help="of the cross entropy")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
-    f.add_argument("--colourfulness-weight", type=float, default=0.0, help="of how far its colourfulness is from the truth's")
+    f.add_argument("--colourfulness-weight", type=float, default=10.0, help="of how far its colourfulness is from the truth's")
+    f.add_argument("--perceptual-weight", type=float, default=1.0, help="of how different it looks to the encoder's network")
     f.add_argument("--ema", type=float, default=0.998, help="decay of the running mean of the weights, which is what is kept")
     supervised.flags(f).set_defaults(learning_rate=1e-3, warmup_steps=100, weight_decay=1e-2, validate_every=500)
-    f.set_defaults(image_size=128, epochs=1.0, epoch_steps=4000)  # one warm-up and one cosine over the whole run
+    f.set_defaults(image_size=192, epochs=1.0, epoch_steps=4000)  # one warm-up and one cosine over the whole run
     return f
-
-
-def load_encoder(encoder: Encoder, name: str) -> None:
-    """Give it the weights of a safetensors file, or of a repository of the Hub."""
-    try:
-        path = name if name.endswith(".safetensors") else hf_hub_download(name, "model.safetensors")
-        encoder.load_timm(load_file(path))
-    except (OSError, ValueError, SafetensorError, HTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise SystemExit(f"--encoder {name} cannot be read ({reason}): name a .safetensors file or a Hub id") from error
-
-
-def freeze(encoder: Encoder, stages: int) -> None:
-    """Let the first stages and all depthwise kernels be.
-
-    The gradient of a 5x5 depthwise kernel, biases included, takes a CPU ten times as long as all else that its block does.
-    """
-    for part in (encoder.conv_stem, *encoder.blocks[:stages]):
-        part.requires_grad_(False)
-    for conv in encoder.modules():
-        if isinstance(conv, nn.Conv2d) and conv.groups > 1:
-            conv.requires_grad_(False)
 
 
 def running_mean(decay: float):
@@ -172,21 +148,21 @@ def main() -> None:
             load_encoder(model.encoder, args.encoder)
             model.head.bias.data = (targets.prior * targets.weights).log()  # what it would say of no picture
     freeze(model.encoder, args.frozen_stages)
+    perceptual = None
+    if args.perceptual_weight and not args.dry_run:
+        perceptual = Perceptual(args.encoder).to(run.accelerator.device, memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last)
     targets = targets.to(run.accelerator.device)
 
     def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        lightness, ab = to_network(batch)
-        if args.old_prints:
-            aged = torch.rand(len(batch), 1, 1, 1, device=batch.device) < args.old_prints
-            lightness = torch.where(aged, old_print(batch), lightness)
-        ab = shrink(ab, stride)
-        logits = network(lightness, decode=False)
-        total = targets(logits, ab)
-        if args.l1_weight or args.colourfulness_weight:
-            painted = model.decode(logits)
-            total = total + args.l1_weight * l1_loss(painted, ab)
-            total = total + args.colourfulness_weight * l1_loss(colourfulness(painted), colourfulness(ab))
+        lightness, truth = to_network(batch)
+        painted, logits = network(seen_as(batch, lightness, args.old_prints), classes=True)
+        coarse, wanted = shrink(painted, stride), shrink(truth, stride)
+        # All terms, whatever their weights: several processes would wait for gradients that one does without.
+        total = args.class_weight * targets(logits, wanted) + args.l1_weight * l1_loss(painted, truth)
+        total = total + args.colourfulness_weight * l1_loss(colourfulness(coarse), colourfulness(wanted))
+        if perceptual:
+            total = total + args.perceptual_weight * perceptual(lightness, painted, truth)
         return total
 
     groups = [
@@ -196,7 +172,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     averaged = AveragedModel(model, multi_avg_fn=running_mean(args.ema), use_buffers=True).to(run.accelerator.device)
     summary = SUMMARY.format(classes=len(model.colours), temperature=model.config.temperature)
-    words = {"name": "efficient-unet", "summary": summary, "failures": FAILURES.format(stride=stride)}
+    words = {"name": "efficient-unet", "summary": summary, "failures": FAILURES}
     supervised.train(run, model, optimizer, loss, averaged=averaged, **words)
 
 

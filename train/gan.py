@@ -3,10 +3,11 @@
     accelerate launch train/gan.py --dataset PHOTOS --start runs/unet/checkpoint
     python train/gan.py --release runs/gan --epoch 3
 
-It goes on from a generator that was trained for L1 (`train/unet.py`), whose muted colours the critic recognises: to fool
-it, the generator has to dare some. The defaults are the report's recipe: 30,974 steps, a snapshot after every 1000 of them.
-GANs swing and may collapse, so every snapshot is kept for a person to choose from: `samples/` shows them, `checkpoint/` holds
-them, and `--release` makes one of them the checkpoint.
+It goes on from a generator that was trained for L1 (`train/unet.py`), whose muted colours the critic recognises: to fool it,
+the generator has to dare some. A generator with a pretrained encoder (`train/efficient_unet.py`) keeps that as it is. The
+defaults are the report's recipe: 30,974 steps, a snapshot after every 1000 of them. GANs swing and may collapse, so every
+snapshot is kept for a person to choose from: `samples/` shows them, `checkpoint/` holds them, and `--release` makes one of
+them the checkpoint.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colorize import hub
 from colorize.models import Critic, CriticConfig
-from data import to_network
+from data import seen_as, to_network
+from pretrained import HOME, Perceptual, freeze
 from run import Run, load, parse, parser
 
 REAL, FAKE = 0.9, 0.1  # smoothed labels: a critic that is never quite sure keeps giving gradients
@@ -30,7 +32,7 @@ ENTROPY = -(REAL * math.log(REAL) + FAKE * math.log(FAKE))
 KNOWS = {"vanilla": (ENTROPY, math.log(2)), "lsgan": (0.0, (REAL - 0.5) ** 2), "hinge": (0.0, 1.0)}
 
 SUMMARY = """A U-Net that paints the ab channels of a photograph from its lightness, first trained
-for L1, then against a multi-scale critic. `snapshots/` (on the Hub: tags) has the generator after every epoch."""
+on the truth alone, then against a multi-scale critic. `snapshots/` (on the Hub: tags) has the generator after every epoch."""
 
 FAILURES = """Colours are more daring than with L1 alone, and so are the mistakes: patches of a wrong colour on large
 even surfaces, colours that stop before the object does, warm casts indoors. What a photograph cannot tell (clothes, cars,
@@ -45,6 +47,9 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--loss", choices=sorted(KNOWS), default="vanilla", help="of the critic's verdicts")
     f.add_argument("--learning-rate", type=float, default=2e-4, help="of the generator and of the critic")
     f.add_argument("--l1-weight", type=float, default=100.0, help="of the distance to the truth against the critic's verdict")
+    f.add_argument("--perceptual-weight", type=float, default=0.0, help="of how different it looks to ImageNet's network")
+    f.add_argument("--encoder", default=HOME, help="that network's weights: a .safetensors file or a Hub id")
+    f.add_argument("--old-prints", type=float, default=0.0, help="share of the pictures that are shown as old, faded prints")
     f.add_argument(
         "--ema", type=float, default=0.0, help="keep a running mean of the weights with this decay, 0.999 say; 0: none"
     )
@@ -83,7 +88,7 @@ def main() -> None:
         return release(args.release, args.epoch)
     args = parse(f)
     if not args.start:
-        f.error("--start is missing: a checkpoint of train/unet.py to start from, a folder or a Hub id")
+        f.error("--start is missing: a checkpoint of train/unet.py, say, to start from, a folder or a Hub id")
     generator = load(args.start).to(memory_format=torch.channels_last)
     if generator.paints != "ab":
         raise SystemExit(f"{args.start} paints RGB, and the critic looks at ab: start from a U-Net")
@@ -92,12 +97,15 @@ def main() -> None:
     critic = Critic(CriticConfig(args.critic_filters, args.critic_layers))
     if args.dry_run:
         return run.plan(generator=generator, critic=critic)
+    perceptual = Perceptual(args.encoder).to(accelerator.device) if args.perceptual_weight else None
+    if hasattr(generator, "encoder"):  # it knows the world: what is to change is how boldly the decoder paints it
+        freeze(generator.encoder, len(generator.encoder.blocks))
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True).to(accelerator.device)
     adam = {"lr": args.learning_rate, "betas": (0.5, 0.999)}
     batches, trained_generator, trained_critic, optimizer, critic_optimizer = run.begin(
         generator,
         critic,
-        torch.optim.Adam(generator.parameters(), **adam),
+        torch.optim.Adam([p for p in generator.parameters() if p.requires_grad], **adam),
         torch.optim.Adam(critic.parameters(), **adam),
         keep=(averaged,),
     )
@@ -112,10 +120,13 @@ def main() -> None:
                 # The generator: close to the truth, and taken for it. The critic only looks on, so not in its distributed wrap.
                 critic.requires_grad_(False)
                 with accelerator.autocast():
-                    painted = paint(lightness)
+                    painted = paint(seen_as(batch, lightness, args.old_prints))
                     verdict = [scale[-1].float() for scale in judge(lightness, painted)]
                 distance, fooled = l1_loss(painted.float(), ab), verdict_loss(verdict, True, args.loss, critic=False)
-                accelerator.backward(fooled + args.l1_weight * distance)
+                total = fooled + args.l1_weight * distance
+                if perceptual:
+                    total = total + args.perceptual_weight * perceptual(lightness, painted.float(), ab)
+                accelerator.backward(total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(generator.parameters(), 1.0)
                 optimizer.step()
