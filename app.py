@@ -33,7 +33,6 @@ from colorize.picture import weigh
 
 HERE = Path(__file__).resolve().parent
 SIZES = [("The model's own", 0), *((f"{size} px", size) for size in (128, 192, 256, 384, 512, 768, 1024))]
-GAN = "unet-attention-gan"  # whose epochs stand for those of models that kept none
 BAR = gr.Progress()  # Gradio finds it among the defaults of what it runs
 PREVIEW = 1600  # pixels on the long side of what the page shows; the download has them all
 THUMBNAIL = 400  # and of each picture of a batch
@@ -43,8 +42,8 @@ ABOUT = """# Colorize
 Drop a black-and-white photograph and see it in colour. The colours are a model's guess, not a record: it has learned what
 things usually look like, and cannot know what this dress or that door was. Downloads carry a mark that says so.
 """
-EPOCHS = f"""Your photograph through the network as it was after each epoch against the critic: the colours grow bolder, and
-so do the mistakes. Models that kept no snapshots show those of {GAN}."""
+EPOCHS = f"""Your photograph through the network as it was after each epoch against the critic: which colours it dares, and
+where. Models that kept no snapshots show those of {DEFAULT}."""
 
 CSS = """
 .gradio-container { max-width: 1280px !important }
@@ -158,7 +157,7 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
 
     Args:
         photo: JPEG, PNG, TIFF, WebP or the like; gray, sepia or colour, which is made gray first.
-        model: one of the app's own models, or the id of a checkpoint on the Hub; without epochs, those of unet-attention-gan.
+        model: one of the app's own models, or the id of a checkpoint on the Hub; without epochs, those of the first.
         size: pixels on the short side that the network sees; 0 for what it was trained at.
         saturation: multiplies the chroma; 0 is gray.
 
@@ -171,7 +170,7 @@ def epochs(photo: str, model: str = DEFAULT, size: int = 0, saturation: float = 
     with workroom(photo) as folder:
         small, name = shrink(read(photo)), locate(model)
         if not hub.snapshots(name):
-            name = locate(GAN)
+            name = locate(DEFAULT)
         shots = []
         for label in hub.snapshots(name):
             path = preview(paint(small, name, label, size, saturation), folder / f"{label}.jpg")

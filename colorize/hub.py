@@ -40,7 +40,7 @@ from .atomic import atomic
 from .models import MODELS
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-DEFAULT = "efficient-unet"
+DEFAULT = "efficient-unet-gan"
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 EPOCH = re.compile(r"epoch-(\d+)", re.ASCII)

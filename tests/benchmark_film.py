@@ -17,6 +17,7 @@ import torch
 from colorize import Colorizer, colorize_film
 from colorize.colorizer import BATCH, seen_shape
 from colorize.film import X264
+from colorize.hub import DEFAULT
 
 ROUNDS, FRAMES, SHAPE = 3, 120, (720, 1280)
 
@@ -49,7 +50,7 @@ def decode(film: Path) -> list[av.VideoFrame]:
         return list(container.decode(video=0))
 
 
-def main(film: str | None = None, checkpoint: str = "unet-attention-gan") -> None:
+def main(film: str | None = None, checkpoint: str = DEFAULT) -> None:
     colorizer = Colorizer.from_pretrained(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(film or Path(folder, "in.mp4")), Path(folder, "out.mp4")

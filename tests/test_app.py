@@ -122,7 +122,7 @@ def test_a_photo_fills_three_tabs_and_comes_back_in_colour(page, root, tmp_path)
     assert loaded(page, "#result .tabitem:not([style*=none]) .image-frame img")
 
     tab(page, "Epoch by epoch")
-    epochs = hub.snapshots(root / "checkpoints" / "unet-attention-gan")
+    epochs = hub.snapshots(root / "checkpoints" / hub.DEFAULT)
     assert len(epochs) >= 4
     captions = page.locator("#result .album .caption-label")
     captions.nth(len(epochs) - 1).wait_for()
