@@ -29,6 +29,7 @@ from colorize.colorizer import grayscale
 from colorize.encode import WRITERS
 from colorize.film import CONTAINERS
 from colorize.hub import DEFAULT
+from colorize.memory import keep_memory
 from colorize.picture import weigh
 
 HERE = Path(__file__).resolve().parent
@@ -340,6 +341,7 @@ def build() -> gr.Blocks:
 
 
 if __name__ == "__main__":
+    keep_memory()
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none to fetch
     build().queue(max_size=16).launch(
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="stone", **fonts),

@@ -34,7 +34,7 @@ def colorize_files(
     """
     todo, done, stopped = deque(jobs), queue.SimpleQueue(), threading.Event()
     turn, room, held = threading.Lock(), threading.Condition(), 0
-    cores = _cores()
+    cores, before = _cores(), torch.get_num_threads()
     workers = min(cores + 1, len(jobs))  # one more, as one of them waits for a disk or a GPU
     together = min(TOGETHER, -(-len(jobs) // max(workers, 1)))
     threads = max(cores // max(workers, 1), 1)
@@ -83,6 +83,7 @@ def colorize_files(
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
         raise
     finally:
+        torch.set_num_threads(before)  # or threads to come would have the workers' number
         patience = time.monotonic() + 30
         while any(thread.is_alive() for thread in crew) and time.monotonic() < patience:
             with suppress(KeyboardInterrupt):  # a launcher passes Ctrl-C on once more

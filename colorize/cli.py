@@ -17,6 +17,7 @@ from . import film, hub
 from .archive import colorize_files
 from .colorizer import Colorizer
 from .encode import WRITERS
+from .memory import keep_memory
 from .picture import SUFFIXES, PictureError
 
 SCREEN = 20  # failures shown on the terminal
@@ -40,6 +41,7 @@ Exit code: 0 if all went well, 1 if some pictures failed, 2 for wrong usage or a
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; wrong flags end in argparse's `SystemExit(2)`."""
+    keep_memory()
     parser = argument_parser()
     args = parser.parse_intermixed_args(argv)  # flags between the pictures, too
     if not args.list and not args.inputs:

@@ -30,6 +30,7 @@ from .color import (
 from .picture import Picture, read
 
 BATCH = 8  # pictures of equal shape that the network sees at once
+CPU_PIXELS = 2**17  # and of all of them together on a CPU, which gains nothing by more than its cache holds
 LONGEST = 4  # the network sees at most this many times `size` on the long side: a panorama is squeezed, not refused
 STRIP = 2**20  # pixels that are joined with their colours at once: what bounds the memory
 
@@ -110,7 +111,8 @@ class Colorizer:
     def paint(self, lightness: torch.Tensor) -> torch.Tensor:
         """What the network makes of lightness (B, 1, h, w) in [-1, 1]: a*, b* (B, 2, h, w), on the CPU."""
         with self._turn, torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            ab = predict_ab(self.model, lightness.to(self.device))
+            at_once = max(CPU_PIXELS // lightness[0].numel(), 1) if self.device.type == "cpu" else len(lightness)
+            ab = torch.cat([predict_ab(self.model, part.to(self.device)) for part in lightness.split(at_once)])
             return network_to_lab(lightness, ab.float().cpu())[:, 1:]
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -336,11 +337,27 @@ def _batches(seen: Iterable[Seen]) -> Iterator[list[Seen]]:
 
 
 def _painted(batches: Iterable[list[Seen]], colorizer: Colorizer, steady: Steady) -> Iterator[tuple]:
-    """Each batch, its a*, b* (B, 2, h, w) and what `steady` remembers after it."""
-    for batch in batches:
+    """Each batch, its a*, b* (B, 2, h, w) and what `steady` remembers after it.
+
+    On a CPU every core has a network of one thread, as in `archive`: threads that share one wait for each other all the time.
+    """
+    threads = torch.get_num_threads()
+    cores = threads if colorizer.device.type == "cpu" else 1
+
+    def paint(batch: list[Seen]) -> tuple[list[Seen], torch.Tensor, torch.Tensor]:
         lightness = torch.stack([seen.lightness for seen in batch])  # (B, h, w)
-        ab = colorizer.paint(lightness[:, None] / LIGHTNESS_SCALE - 1)
-        yield batch, [steady(*frame) for frame in zip(lightness.numpy(), ab.numpy(), strict=True)], steady.memory
+        return batch, lightness, colorizer.paint(lightness[:, None] / LIGHTNESS_SCALE - 1)
+
+    batches = iter(batches)
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            pending = deque(pool.submit(paint, batch) for batch in islice(batches, cores))
+            while pending:
+                batch, lightness, ab = pending.popleft().result()
+                pending.extend(pool.submit(paint, following) for following in islice(batches, 1))
+                yield batch, [steady(*frame) for frame in zip(lightness.numpy(), ab.numpy(), strict=True)], steady.memory
+    finally:
+        torch.set_num_threads(threads)  # or threads to come would have one as well
 
 
 # Writing: finished segments, then all of them as one film

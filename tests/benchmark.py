@@ -17,7 +17,8 @@ import torch
 
 from colorize import Colorizer, hub, read
 from colorize.archive import colorize_files
-from colorize.colorizer import BATCH, predict_ab
+from colorize.colorizer import BATCH
+from colorize.memory import keep_memory
 
 SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000), "100 megapixels": (10_000, 10_000)}
 REPEATS = 3
@@ -40,6 +41,7 @@ def peak() -> float:
 
 
 def main(checkpoint: str = hub.DEFAULT) -> None:
+    keep_memory()
     colorizer = Colorizer.from_pretrained(checkpoint)
     gray = cv2.imread(str(Path(__file__).parents[1] / "examples" / "killarney-1910.jpg"), cv2.IMREAD_GRAYSCALE)
     folder_rate(colorizer, gray)
@@ -64,20 +66,15 @@ def folder_rate(colorizer: Colorizer, gray: np.ndarray) -> None:
     """JPEGs in, JPEGs out, against the network alone, in turns; the best of each counts, as the machine may have more to do."""
     threads, height, width = torch.get_num_threads(), *SIZES["640 x 480"]
     small = colorizer.image_size
-    batches = [torch.rand(BATCH, 1, small, round(width * small / height), device=colorizer.device) * 2 - 1] * (FOLDER // BATCH)
-
-    @torch.inference_mode()
-    def network(batch):
-        with torch.autocast(colorizer.device.type, torch.float16, enabled=colorizer.device.type == "cuda"):
-            return predict_ab(colorizer.model, batch).cpu()
+    batches = [torch.rand(BATCH, 1, small, round(width * small / height)) * 2 - 1] * (FOLDER // BATCH)
 
     def bare():
         for batch in batches:
-            network(batch)
+            colorizer.paint(batch)
 
     def one_a_thread():
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(network, batches))
+            list(pool.map(colorizer.paint, batches))
 
     with tempfile.TemporaryDirectory() as place:
         jobs = [(Path(place, f"{i}.jpg"), Path(place, "out", f"{i}.jpg")) for i in range(FOLDER)]
@@ -90,7 +87,7 @@ def folder_rate(colorizer: Colorizer, gray: np.ndarray) -> None:
 
         rows = {"the network alone": bare, "one such a thread": one_a_thread, "the folder": whole}
         wall, work = {name: [] for name in rows}, {name: [] for name in rows}
-        network(batches[0])
+        colorizer.paint(batches[0])
         for _ in range(REPEATS):
             for name, row in rows.items():
                 began, worked = time.perf_counter(), time.process_time()

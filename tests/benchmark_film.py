@@ -18,6 +18,7 @@ from colorize import Colorizer, colorize_film
 from colorize.colorizer import BATCH, seen_shape
 from colorize.film import X264
 from colorize.hub import DEFAULT
+from colorize.memory import keep_memory
 
 ROUNDS, FRAMES, SHAPE = 3, 120, (720, 1280)
 
@@ -51,6 +52,7 @@ def decode(film: Path) -> list[av.VideoFrame]:
 
 
 def main(film: str | None = None, checkpoint: str = DEFAULT) -> None:
+    keep_memory()
     colorizer = Colorizer.from_pretrained(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(film or Path(folder, "in.mp4")), Path(folder, "out.mp4")

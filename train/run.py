@@ -34,6 +34,7 @@ from tqdm import tqdm
 from card import model_card
 from colorize import hub
 from colorize.atomic import atomic
+from colorize.memory import keep_memory
 from data import Photos, PhotoStream, loader, open_dataset
 from validation import validate, write_png
 
@@ -109,6 +110,7 @@ class Run:
     """
 
     def __init__(self, args: argparse.Namespace):
+        keep_memory()
         self.args, self.folder = args, args.run
         self.resumed = newest_state(args.run) if args.resume else None
         self.step = int(self.resumed.name) if self.resumed else 0
