@@ -1,7 +1,7 @@
 """Colour for black-and-white photographs.
 
 >>> from colorize import Colorizer
->>> colorizer = Colorizer.from_pretrained("checkpoints/efficient-unet")
+>>> colorizer = Colorizer.from_pretrained("checkpoints/efficient-unet-gan")
 >>> colorizer("photo.jpg").save("colour.png")
 """
 

@@ -46,7 +46,7 @@ def predict_ab(model: nn.Module, lightness: torch.Tensor) -> torch.Tensor:
 class Colorizer:
     """Colours pictures with a network. `device` is any of torch's; by default the GPU where there is one.
 
-    >>> colorizer = Colorizer.from_pretrained("checkpoints/efficient-unet")
+    >>> colorizer = Colorizer.from_pretrained("checkpoints/efficient-unet-gan")
     >>> colorizer("photo.jpg").save("colour.png")
     """
 
