@@ -18,11 +18,9 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from colorize import Colorizer
 from colorize.color import lightness_to_gray, rgb_to_lightness
-from conftest import PHOTOS, ROOT
+from conftest import PHOTOS, ROOT, TWICE
 
 GAN = "unet-attention-gan@epoch-003"
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def evaluate(*words, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
@@ -123,7 +121,7 @@ def test_a_line_says_what_is_missing_and_how_to_get_it(evaluation):
 def test_two_processes_write_the_same_files(dataset, evaluation):
     alone, _ = evaluation
     shared = dataset.with_name("shared")
-    done = evaluate("unet-attention", GAN, "--dataset", dataset, "--output", shared, launcher=LAUNCH)
+    done = evaluate("unet-attention", GAN, "--dataset", dataset, "--output", shared, launcher=TWICE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "8/8" in done.stderr and done.stdout.count("| gray |") == 1  # two processes, four pictures each; one speaks
     files = {"figures.md", "figures.json", "unet-attention-cases.png", f"{GAN}-cases.png"}

@@ -17,11 +17,8 @@ from PIL import Image
 
 import explore
 import survey
-from conftest import OLD, PHOTOS, ROOT
+from conftest import OLD, PHOTOS, ROOT, TWICE
 from data import decode
-
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def fill(folder: Path, ordinary: int = 0) -> dict[str, str]:
@@ -62,7 +59,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def launch(program: str, *words, launcher=LAUNCH) -> subprocess.CompletedProcess:
+def launch(program: str, *words, launcher=TWICE) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launcher, f"train/{program}.py", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

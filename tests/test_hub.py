@@ -374,16 +374,17 @@ for revision in (None, *hub.snapshots("user/new")):
     picture = Colorizer(there)(photo).pixels
     assert (picture == Colorizer(here)(photo).pixels).all() and (picture != picture[..., :1]).any()
     print(revision)
-for name in ("config.json", "model.safetensors", "README.md", "curves.png"):
+for name in ("config.json", "model.safetensors", "README.md", "curves.png", "photographs.jpg"):
     assert Path(hf_hub_download("user/new", name)).read_bytes() == (folder / name).read_bytes()
 """
 
 
 @pytest.fixture
 def finished(checkpoint) -> Path:
-    """A checkpoint whose card shows a picture."""
+    """A checkpoint whose card shows pictures."""
     picture = cv2.imread(str(PHOTOS[0]))[:64, :64]
     cv2.imwrite(str(checkpoint / "curves.png"), picture)
+    cv2.imwrite(str(checkpoint / "photographs.jpg"), picture)
     cv2.imwrite(str(checkpoint / ".left-over.png"), picture)
     return checkpoint
 
@@ -413,7 +414,7 @@ def titles(server) -> list[str]:
 def test_pushed_it_is_read_back(finished, server, push, root, tmp_path):
     assert push(finished) == f"{server.url}/user/new"
     assert titles(server) == ["Snapshot epoch-002", "Snapshot epoch-9", "Snapshot epoch-10", "The checkpoint"]
-    assert server.commits[0][1] == [CARD, CONFIG, "curves.png", WEIGHTS]
+    assert server.commits[0][1] == [CARD, CONFIG, "curves.png", WEIGHTS, "photographs.jpg"]
     home = tmp_path / "another machine"
     home.mkdir()
     printed = run(READ_BACK, str(finished), str(PHOTOS[-1]), url=server.url, home=home, root=root)

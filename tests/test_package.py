@@ -69,7 +69,7 @@ def commands(root) -> list[str]:
 
 
 def test_ci_runs_the_tests_exactly_as_the_readme_says(root):
-    line = next(c for c in commands(root) if c.endswith("python -m pytest"))
+    line = next(c for c in commands(root) if c.endswith("python -m pytest -n 2 --dist loadfile"))
     assert line in (root / ".ci" / "run").read_text().splitlines()
 
 

@@ -18,8 +18,8 @@ from PIL import Image, JpegImagePlugin
 
 import prepare
 import survey
-from conftest import PHOTOS, ROOT
-from test_explore import LAUNCH, contents, fill, launch
+from conftest import PHOTOS, ROOT, TWICE
+from test_explore import contents, fill, launch
 
 SIZE = 400
 ORDINARY = 110
@@ -102,7 +102,7 @@ def kill(command: list[str], output: Path) -> int:
 def test_two_processes_go_on_after_a_kill_and_write_the_same(mess, prepared, tmp_path):
     every = len(list(prepared.rglob("*.jpg")))
     for output in (tmp_path / str(i) for i in range(5)):
-        command = [*LAUNCH, "train/prepare.py", str(mess[0]), str(output), "--size", str(SIZE)]
+        command = [*TWICE, "train/prepare.py", str(mess[0]), str(output), "--size", str(SIZE)]
         if kill(command, output) < every:  # it was not faster
             break
     assert len(list((output / ".unfinished").glob("*.npy"))) == 2  # of two chunks

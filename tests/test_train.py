@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from colorize import Colorizer, hub
-from conftest import PHOTOS, ROOT
+from conftest import LAUNCH, PHOTOS, ROOT, TWICE
 from gan import KNOWS, collapse, verdict_loss
 from hub_server import TOKEN, serve
 from supervised import rate
@@ -29,9 +29,6 @@ SMALL = ["--image-size", 64, "--batch-size", 2, "--epochs", 2, "--epoch-steps", 
 UNET = ["--num-filters", 4, "--num-downs", 5, "--warmup-steps", 1, "--validate-every", 2]
 CRITIC = ["--critic-filters", 4, "--critic-layers", 2, "--ema", 0.9]
 CACHE = tempfile.TemporaryDirectory()  # what `datasets` makes of a folder
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-TWICE = [*LAUNCH, "--multi_gpu", "--num_processes", "2"]  # two gloo processes, with ACCELERATE_USE_CPU
 
 
 def start(*words, launcher=(sys.executable,), env=None, **how) -> subprocess.Popen:
