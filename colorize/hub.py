@@ -130,7 +130,7 @@ def push(folder: str | Path, repo: str, private: bool = False, token: str | None
 
     A repository that is not there is made, and `private` counts for that one only. Each snapshot becomes a commit with a tag of
     its name, in the order of their epochs, and the checkpoint itself the last commit, so that `load(repo)` gives this one and
-    `load(repo, "epoch-003")` that one. README.md goes along, and so do the `*.png` beside it.
+    `load(repo, "epoch-003")` that one. README.md goes along, and so do the pictures beside it, `*.png` and `*.jpg`.
 
     What the Hub has is not sent again: the same push does nothing after a success, and after a failure it goes on. A tag with
     other weights than the folder's is moved, and the old weights stay in the history; what only the Hub has stays as it is.
@@ -149,7 +149,8 @@ def push(folder: str | Path, repo: str, private: bool = False, token: str | None
         raise CheckpointError(f"{source} was not pushed, as there is no token: log in with `hf auth login`, or set HF_TOKEN")
 
     api = HfApi(token=token)
-    extras = [path for path in (source / CARD, *sorted(source.glob("[!.]*.png"))) if path.is_file()]
+    pictures = [path for path in sorted(source.glob("[!.]*")) if path.suffix in (".png", ".jpg")]
+    extras = [path for path in (source / CARD, *pictures) if path.is_file()]
 
     def commit(weights_of: Path, message: str) -> str:
         files = [weights_of / CONFIG, weights_of / WEIGHTS, *extras]  # with the first commit the Hub judges the card too
