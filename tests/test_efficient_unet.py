@@ -12,15 +12,15 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy, interpolate, 
 from colorize import Colorizer, hub
 from colorize.color import rgb_to_lab
 from colorize.models import EfficientUNet, EfficientUNetConfig
-from colorize.models.efficient_unet import STAGES, Detail, ab_classes
+from colorize.models.efficient_unet import ENCODERS, STAGES, Detail, Encoder, ab_classes
 from conftest import PHOTOS
 from efficient_unet import Targets, colourfulness, shrink
 from pretrained import Perceptual, freeze
 from test_train import RANKS, TWICE, figures, interrupt, train
 
 
-def timm_weights() -> dict[str, torch.Tensor]:
-    """Shapes and names as timm/tf_efficientnet_lite0.in1k has them."""
+def timm_weights(encoder: str = "lite0") -> dict[str, torch.Tensor]:
+    """Shapes and names as timm/tf_efficientnet_lite0.in1k, or 2, has them."""
     random = torch.Generator().manual_seed(0)
     weights = {"classifier.bias": torch.zeros(1000)}  # not ours to use
 
@@ -34,7 +34,7 @@ def timm_weights() -> dict[str, torch.Tensor]:
 
     layer("conv_stem", "bn1", 32, 3, 3)
     inputs = 32
-    for i, (blocks, kernel, _, expansion, outputs) in enumerate(STAGES):
+    for i, ((kernel, _, expansion), (blocks, outputs)) in enumerate(zip(STAGES, ENCODERS[encoder], strict=True)):
         for j in range(blocks):
             block, wide = f"blocks.{i}.{j}", inputs * expansion
             if expansion == 1:
@@ -51,20 +51,20 @@ def timm_weights() -> dict[str, torch.Tensor]:
 WEIGHTS = timm_weights()
 
 
-def reference(rgb: torch.Tensor) -> list[torch.Tensor]:
+def reference(rgb: torch.Tensor, weights: dict[str, torch.Tensor], encoder: str) -> list[torch.Tensor]:
     """(B, 3, H, W) -> the output of every stage, as TensorFlow computes it: padding first, batch norms by themselves."""
 
     def step(x, conv, norm, stride=1, act=True):
-        kernel = WEIGHTS[f"{conv}.weight"].double()
+        kernel = weights[f"{conv}.weight"].double()
         missing = [max((-(-n // stride) - 1) * stride + kernel.shape[-1] - n, 0) for n in (x.shape[3], x.shape[2])]
         x = pad(x, [side for n in missing for side in (n // 2, n - n // 2)])
         x = conv2d(x, kernel, stride=stride, groups=len(kernel) if "_dw" in conv else 1)
-        mean, var, gain, shift = (WEIGHTS[f"{norm}.{k}"].double() for k in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, gain, shift = (weights[f"{norm}.{k}"].double() for k in ("running_mean", "running_var", "weight", "bias"))
         x = batch_norm(x, mean, var, gain, shift, eps=1e-3)
         return relu6(x) if act else x
 
     x, stages = step(rgb, "conv_stem", "bn1", 2), []
-    for i, (blocks, _, stride, expansion, _) in enumerate(STAGES):
+    for i, ((_, stride, expansion), (blocks, _)) in enumerate(zip(STAGES, ENCODERS[encoder], strict=True)):
         for j in range(blocks):
             b, s = f"blocks.{i}.{j}.", stride if j == 0 else 1
             if expansion == 1:
@@ -81,36 +81,36 @@ def reference(rgb: torch.Tensor) -> list[torch.Tensor]:
 def model() -> EfficientUNet:
     torch.manual_seed(0)
     model = EfficientUNet(EfficientUNetConfig(width=8)).eval()
-    model.encoder.load_timm(WEIGHTS)
+    model.encoder = Encoder.from_timm(WEIGHTS)
     return model
 
 
-def test_the_encoder_computes_what_timm_s_does(model):
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_encoder_computes_what_timm_s_does(encoder):
+    weights = timm_weights(encoder)
     gray = torch.rand(2, 1, 64, 96, dtype=torch.float64) * 2 - 1
+    ours = Encoder.from_timm(weights)
     with torch.inference_mode():
-        ours = EfficientUNet(EfficientUNetConfig(width=8)).encoder
-        ours.load_timm(WEIGHTS)
-        stages = reference(gray.expand(-1, 3, -1, -1))
-        for found, i in zip(ours.double()(gray), (0, 1, 2, 4, 6), strict=True):
-            assert torch.allclose(found, stages[i], rtol=1e-4, atol=1e-4 * stages[i].abs().max())
-    assert [f.shape[1:] for f in model.encoder(gray.float())] == [
-        (16, 32, 48),
-        (24, 16, 24),
-        (40, 8, 12),
-        (112, 4, 6),
-        (320, 2, 3),
-    ]
+        stages = reference(gray.expand(-1, 3, -1, -1), weights, encoder)
+        levels = ours.double()(gray)
+    for found, i in zip(levels, (0, 1, 2, 4, 6), strict=True):
+        assert torch.allclose(found, stages[i], rtol=1e-4, atol=1e-4 * stages[i].abs().max())
+    channels = {"lite0": (16, 24, 40, 112, 320), "lite2": (16, 24, 48, 120, 352)}[encoder]
+    assert [f.shape[1:] for f in levels] == [(c, 32 >> i, 48 >> i) for i, c in enumerate(channels)]
+    model = EfficientUNet(EfficientUNetConfig(encoder=encoder, width=8))
+    model.encoder.load_state_dict(ours.state_dict())
+    assert ours.name == encoder and model(gray.float()).shape == (2, 2, 64, 96)
 
 
-def test_weights_of_something_else_are_refused_by_name(model):
+def test_weights_of_something_else_are_refused_by_name():
     for change, said in (
         ({"blocks.3.1.conv_dw.weight": torch.zeros(480, 1, 5, 5)}, r"blocks\.3\.1\.conv_dw\.weight is \(480, 1, 5, 5\)"),
         ({"bn1.bias": torch.zeros(31)}, r"bn1\.bias is \(31,\), not \(32,\)"),
     ):
         with pytest.raises(ValueError, match=said):
-            EfficientUNet(EfficientUNetConfig(width=8)).encoder.load_timm(WEIGHTS | change)
+            Encoder.from_timm(WEIGHTS | change)
     with pytest.raises(ValueError, match="conv_stem.weight is missing"):
-        EfficientUNet(EfficientUNetConfig(width=8)).encoder.load_timm({})
+        Encoder.from_timm({})
 
 
 @pytest.mark.parametrize("stride", [2, 4])
@@ -231,7 +231,7 @@ def test_truth_and_logits_have_the_same_size(model):
 
 def test_all_that_may_learn_does(targets):
     model = EfficientUNet(EfficientUNetConfig(width=8)).train()
-    model.encoder.load_timm(WEIGHTS)
+    model.encoder = Encoder.from_timm(WEIGHTS)
     freeze(model.encoder, 2)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma") or name == "detail.convs.4.weight":
@@ -293,8 +293,7 @@ def test_goes_on_from_a_checkpoint_with_settings_of_its_own(words, run, tmp_path
 
 def test_the_encoder_begins_as_it_was_given_and_learns_slowly(run):
     """What is frozen is still as the file has it, folded; of the rest nothing has moved far in four steps."""
-    begun, now = EfficientUNet(EfficientUNetConfig(width=8)).encoder, hub.load(run / "checkpoint").encoder
-    begun.load_timm({k: v.half() for k, v in WEIGHTS.items()})
+    begun, now = Encoder.from_timm({k: v.half() for k, v in WEIGHTS.items()}), hub.load(run / "checkpoint").encoder
     for name, before in begun.state_dict().items():
         moved = (now.state_dict()[name] - before.half().float()).abs().max()
         learns = name.startswith(("blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6")) and "conv_dw" not in name
@@ -331,13 +330,11 @@ def test_processes_end_with_the_same_weights(words, tmp_path):
     assert len(first) > 10 and all(map(torch.equal, first, second))
 
 
-def test_a_dry_run_needs_no_encoder_and_others_say_what_is_wrong(words, run, tmp_path):
-    printed = train(*words, "--encoder", "none", "--run", tmp_path / "run", "--dry-run")
-    assert "parameters" in printed and not (tmp_path / "run").exists()
+def test_what_is_no_encoder_is_refused_before_anything_is_written(words, run, tmp_path):
     for encoder, said in (
         ("nothing.safetensors", "nothing.safetensors cannot be read"),
         ("nobody/nothing", "nobody/nothing cannot be read"),
         (run / "checkpoint" / hub.WEIGHTS, "conv_stem.weight is missing"),
     ):
-        log = train(*words, "--encoder", encoder, "--run", tmp_path / "run", "--workers", 0, fails=True)
+        log = train(*words, "--encoder", encoder, "--run", tmp_path / "run", "--dry-run", fails=True)
         assert said in log and "Traceback" not in log and not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """Train a U-Net with an encoder that has seen ImageNet to name each place's colour class, rare colours counting for more.
 
     accelerate launch train/efficient_unet.py --dataset PHOTOS
-    accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite0.safetensors
+    accelerate launch train/efficient_unet.py --dataset PHOTOS --encoder efficientnet_lite2.safetensors
     accelerate launch train/efficient_unet.py --dataset PHOTOS --start CHECKPOINT --learning-rate 5e-4
 
 The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 2.2: cross entropy to the five classes nearest
@@ -33,7 +33,7 @@ from run import Run, load, parse, parser
 NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
 SIDE = 2 * int(AB_SCALE) + 1  # of the table from whole a*, b* to classes
 
-SUMMARY = """A U-Net with an EfficientNet-Lite0 encoder from ImageNet and criss-cross attention, which gives every place of a
+SUMMARY = """A U-Net with an EfficientNet-{encoder} encoder from ImageNet and criss-cross attention, which gives every place of a
 photograph probabilities of {classes} colours, and paints their annealed mean (temperature {temperature})."""
 
 FAILURES = """It takes each place for what is likeliest there, and is sure of it: patches of a wrong colour on rocks, water
@@ -43,7 +43,7 @@ gray. Fine detail takes the colour of what is around."""
 
 def flags() -> argparse.ArgumentParser:
     f = parser(__doc__.splitlines()[0], run=Path("runs/efficient-unet"), batch_size=32, validation_pictures=500)
-    f.add_argument("--encoder", default=HOME, help="its weights: a .safetensors file or a Hub id")
+    f.add_argument("--encoder", default=HOME, help="weights of EfficientNet-Lite0 or -Lite2: a .safetensors file or a Hub id")
     f.add_argument("--encoder-rate", type=float, default=0.1, help="its share of the learning rate")
     f.add_argument("--frozen-stages", type=int, default=2, help="of the encoder's 7, the first ones, which do not learn")
     f.add_argument("--width", type=int, default=64, help="channels of the decoder at half the size")
@@ -136,16 +136,18 @@ def shrink(ab: torch.Tensor, stride: int) -> torch.Tensor:
 def main() -> None:
     args = parse(flags())
     run = Run(args)
-    fresh = not args.start and not args.resume
-    config = EfficientUNetConfig(width=args.width, stride=args.stride)
-    model = load(args.start) if args.start else EfficientUNet(config)
+    if args.start:
+        model = load(args.start)
+    else:
+        encoder = load_encoder(args.encoder)
+        model = EfficientUNet(EfficientUNetConfig(encoder=encoder.name, width=args.width, stride=args.stride))
+        model.encoder = encoder
     model.config = replace(model.config, temperature=args.temperature, image_size=args.image_size)
     stride = model.config.stride
     targets = Targets(model.colours)
     if not args.dry_run:
         targets.count(first_truths(run, stride), args.uniform)
-        if fresh:
-            load_encoder(model.encoder, args.encoder)
+        if not args.start and not args.resume:
             model.head.bias.data = (targets.prior * targets.weights).log()  # what it would say of no picture
     freeze(model.encoder, args.frozen_stages)
     perceptual = None
@@ -171,7 +173,7 @@ def main() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     averaged = AveragedModel(model, multi_avg_fn=running_mean(args.ema), use_buffers=True).to(run.accelerator.device)
-    summary = SUMMARY.format(classes=len(model.colours), temperature=model.config.temperature)
+    summary = SUMMARY.format(encoder=model.config.encoder.capitalize(), classes=len(model.colours), temperature=model.config.temperature)
     words = {"name": "efficient-unet", "summary": summary, "failures": FAILURES}
     supervised.train(run, model, optimizer, loss, averaged=averaged, **words)
 

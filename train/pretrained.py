@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as ImageNet has left it: an encoder to train on from, and an eye that compares pictures."""
+"""EfficientNet-Lite as ImageNet has left it: an encoder to train on from, and an eye that compares pictures."""
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -15,11 +15,11 @@ HOME = "timm/tf_efficientnet_lite0.in1k"  # of the weights, on the Hub
 WINDOW = 128  # pixels of the side that is compared, anywhere in the picture: 192 would take twice as long
 
 
-def load_encoder(encoder: Encoder, name: str) -> None:
-    """Give it the weights of a safetensors file, or of a repository of the Hub."""
+def load_encoder(name: str, channels: int = 1) -> Encoder:
+    """The encoder whose weights are in a safetensors file, or in a repository of the Hub."""
     try:
         path = name if name.endswith(".safetensors") else hf_hub_download(name, "model.safetensors")
-        encoder.load_timm(load_file(path))
+        return Encoder.from_timm(load_file(path), channels)
     except (OSError, ValueError, SafetensorError, HTTPError) as error:
         reason = str(error).splitlines()[0]
         raise SystemExit(f"--encoder {name} cannot be read ({reason}): name a .safetensors file or a Hub id") from error
@@ -38,7 +38,7 @@ def freeze(encoder: Encoder, stages: int) -> None:
 
 
 class Perceptual(nn.Module):
-    """How different two pictures look to a network that names what is in them, EfficientNet-Lite0 here.
+    """How different two pictures look to a network that names what is in them, EfficientNet-Lite here.
 
     The distance of Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), section 3, of
     features at five sizes with all channels alike.
@@ -46,8 +46,7 @@ class Perceptual(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.network = Encoder(channels=3)
-        load_encoder(self.network, name)
+        self.network = load_encoder(name, channels=3)
         self.requires_grad_(False)
 
     def features(self, lightness: torch.Tensor, ab: torch.Tensor) -> list[torch.Tensor]:

@@ -1,6 +1,6 @@
 """Model 5: a U-Net whose encoder has seen ImageNet, and which names colours from a list instead of mixing them.
 
-The encoder is EfficientNet-Lite0 (Tan and Le, "EfficientNet" (2019), table 1, without squeeze-and-excitation), its modules
+The encoder is an EfficientNet-Lite (Tan and Le, "EfficientNet" (2019), table 1, without squeeze-and-excitation), its modules
 named as timm names them. The list of colours and its decoding are those of Zhang et al., "Colorful Image Colorization" (2016),
 section 2: a network that has to commit itself cannot flee to the sepia between all that is plausible.
 """
@@ -14,15 +14,19 @@ from torch.nn.functional import interpolate, pad, pixel_unshuffle, relu, relu6, 
 from ..color import AB_SCALE, LIGHTNESS_SCALE, fit_gamut, lightness_to_gray
 from .attention import CrissCrossAttention
 
-STAGES = (  # of the encoder: blocks, kernel, stride of the first block, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+STAGES = (  # of the encoder: kernel, stride of the first block, expansion
+    (3, 1, 1),
+    (3, 2, 6),
+    (5, 2, 6),
+    (3, 2, 6),
+    (5, 1, 6),
+    (5, 2, 6),
+    (3, 1, 6),
 )
+ENCODERS = {  # blocks and channels of the stages
+    "lite0": ((1, 16), (2, 24), (2, 40), (3, 80), (3, 112), (4, 192), (1, 320)),
+    "lite2": ((1, 16), (3, 24), (3, 48), (4, 88), (4, 120), (5, 208), (1, 352)),
+}
 LEVELS = (0, 1, 2, 4, 6)  # the last stage at each size: a half of the picture's, a quarter, ... a 32nd
 COARSE = (2, 3)  # of these, the levels of the decoder with attention, as the bottom has: beyond a kernel's reach, and cheap
 STEP = 32  # sides are padded to a multiple of it
@@ -33,6 +37,7 @@ GRID = 10  # units of a*, b* from one class to the next
 @dataclass(frozen=True)
 class EfficientUNetConfig:
     architecture: str = "efficient-unet"
+    encoder: str = "lite0"  # of EfficientNet-Lite: lite0 or lite2, which is wider and deeper
     width: int = 64  # channels of the decoder at half the picture's size; at a 32nd it has 4 times as many
     stride: int = 4  # pixels from one place that is given a colour to the next: 2 or 4
     temperature: float = 0.38  # 1: the mean of the classes, muted; towards 0: the likeliest one, vivid and patchy
@@ -41,6 +46,8 @@ class EfficientUNetConfig:
     image_size: int = 512  # pixels on the short side that it was trained at
 
     def __post_init__(self):
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be {' or '.join(ENCODERS)}, not {self.encoder!r}")
         if not 2 <= self.width <= 256 or self.width % 2:
             raise ValueError(f"width must be an even number from 2 to 256, not {self.width}")
         if self.stride not in (2, 4):
@@ -97,15 +104,16 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Gray or RGB (B, channels, H, W), (sRGB in 0 to 255, less 127) / 128, -> features at 1/2, 1/4, 1/8, 1/16, 1/32 of it.
 
-    They have 16, 24, 40, 112 and 320 channels. H and W are multiples of 32. The batch norms are folded into the convolutions:
+    They have 16, 24, 40, 112 and 320 channels (lite0), or 16, 24, 48, 120 and 352 (lite2). H and W are multiples of 32. The batch norms are folded into the convolutions:
     their statistics are those of ImageNet, which a small batch of one's own would only blur.
     """
 
-    def __init__(self, channels: int = 1):
+    def __init__(self, name: str = "lite0", channels: int = 1):
         super().__init__()
+        self.name = name
         self.conv_stem = nn.Conv2d(channels, 32, kernel_size=3, stride=2)  # of gray, ImageNet's three kernels are summed
         stages, channels = [], 32
-        for blocks, kernel, stride, expansion, outputs in STAGES:
+        for (kernel, stride, expansion), (blocks, outputs) in zip(STAGES, ENCODERS[name], strict=True):
             stage = [EncoderBlock(channels, outputs, kernel, stride, expansion)]
             stage += [EncoderBlock(outputs, outputs, kernel, 1, expansion) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*stage))
@@ -121,26 +129,29 @@ class Encoder(nn.Module):
                 features.append(x)
         return features
 
+    @classmethod
     @torch.no_grad()
-    def load_timm(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take the weights of timm's `tf_efficientnet_lite0` and fold its batch norms. What follows the blocks is left out.
+    def from_timm(cls, weights: dict[str, torch.Tensor], channels: int = 1) -> "Encoder":
+        """timm's `tf_efficientnet_lite0` or `2`, by the width of its weights, batch norms folded. What follows the blocks is left out.
 
         Raises:
-            ValueError: a weight is missing or has another shape. The encoder may have been changed in part.
+            ValueError: a weight is missing or has another shape.
         """
+        width = len(weights.get("blocks.6.0.conv_pwl.weight", ()))
+        encoder = cls(next((name for name, stages in ENCODERS.items() if stages[-1][1] == width), "lite0"), channels)
         norms = {"conv_stem": "bn1"}
-        for name, block in self.named_modules():
+        for name, block in encoder.named_modules():
             if isinstance(block, EncoderBlock):
                 norms |= {f"{name}.{conv}": f"{name}.bn{i}" for i, (conv, _) in enumerate(block.named_children(), start=1)}
 
         def take(key: str, *shape: int) -> torch.Tensor:
             found = tuple(weights[key].shape) if key in weights else "missing"
             if found != shape:
-                raise ValueError(f"these are no weights of EfficientNet-Lite0: {key} is {found}, not {shape}")
+                raise ValueError(f"these are no weights of EfficientNet-{encoder.name.capitalize()}: {key} is {found}, not {shape}")
             return weights[key].float()
 
         for name, norm in norms.items():
-            conv = self.get_submodule(name)
+            conv = encoder.get_submodule(name)
             outputs, inputs, *kernel = conv.weight.shape
             kernels = take(f"{name}.weight", outputs, 3 if name == "conv_stem" else inputs, *kernel)
             gain, shift, mean, var = (take(f"{norm}.{x}", outputs) for x in ("weight", "bias", "running_mean", "running_var"))
@@ -149,6 +160,7 @@ class Encoder(nn.Module):
                 kernels = kernels.sum(dim=1, keepdim=True)
             conv.weight.copy_(kernels * gain[:, None, None, None])
             conv.bias.copy_(shift - mean * gain)
+        return encoder
 
 
 class DecoderBlock(nn.Module):
@@ -205,8 +217,8 @@ class EfficientUNet(nn.Module):
         self.config = config
         w, finest = config.width, config.stride // 2 - 1  # level 0 is at half the size, level 4 at a 32nd
         widths = [w, 3 * w // 2, 2 * w, 3 * w, 4 * w]
-        features = [STAGES[i][-1] for i in LEVELS]
-        self.encoder = Encoder()
+        features = [ENCODERS[config.encoder][i][1] for i in LEVELS]
+        self.encoder = Encoder(config.encoder)
         self.bottom = nn.Sequential(nn.Conv2d(features[4], widths[4], kernel_size=1), nn.ReLU(), CrissCrossAttention(widths[4]))
         self.decoder = nn.ModuleList(
             DecoderBlock(widths[i + 1], features[i], widths[i], attention=i in COARSE) for i in range(3, finest - 1, -1)
