@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import supervised
 from colorize.color import AB_SCALE
 from colorize.models import EfficientUNet, EfficientUNetConfig
+from colorize.models.efficient_unet import Encoder
 from data import Photos, PhotoStream, loader, seen_as, to_network
 from pretrained import HOME, Perceptual, freeze, load_encoder
 from run import Run, load, parse, parser
@@ -33,8 +34,8 @@ from run import Run, load, parse, parser
 NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
 SIDE = 2 * int(AB_SCALE) + 1  # of the table from whole a*, b* to classes
 
-SUMMARY = """A U-Net with an EfficientNet-{encoder} encoder from ImageNet and criss-cross attention, which gives every place of a
-photograph probabilities of {classes} colours, and paints their annealed mean (temperature {temperature})."""
+SUMMARY = """A U-Net with an EfficientNet-{encoder} encoder from ImageNet and criss-cross attention, which gives every place of
+a photograph probabilities of {classes} colours, and paints their annealed mean (temperature {temperature})."""
 
 FAILURES = """It takes each place for what is likeliest there, and is sure of it: patches of a wrong colour on rocks, water
 and cloth, skin tones where there is no skin. What a photograph cannot tell (clothes, cars, walls) is guessed, mostly brown or
@@ -139,7 +140,8 @@ def main() -> None:
     if args.start:
         model = load(args.start)
     else:
-        encoder = load_encoder(args.encoder)
+        known = args.dry_run and args.encoder == HOME  # a plan fetches nothing
+        encoder = Encoder() if known else load_encoder(args.encoder)
         model = EfficientUNet(EfficientUNetConfig(encoder=encoder.name, width=args.width, stride=args.stride))
         model.encoder = encoder
     model.config = replace(model.config, temperature=args.temperature, image_size=args.image_size)
@@ -173,7 +175,8 @@ def main() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     averaged = AveragedModel(model, multi_avg_fn=running_mean(args.ema), use_buffers=True).to(run.accelerator.device)
-    summary = SUMMARY.format(encoder=model.config.encoder.capitalize(), classes=len(model.colours), temperature=model.config.temperature)
+    facts = {"encoder": model.config.encoder.capitalize(), "temperature": model.config.temperature}
+    summary = SUMMARY.format(classes=len(model.colours), **facts)
     words = {"name": "efficient-unet", "summary": summary, "failures": FAILURES}
     supervised.train(run, model, optimizer, loss, averaged=averaged, **words)
 

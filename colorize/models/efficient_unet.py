@@ -104,8 +104,9 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Gray or RGB (B, channels, H, W), (sRGB in 0 to 255, less 127) / 128, -> features at 1/2, 1/4, 1/8, 1/16, 1/32 of it.
 
-    They have 16, 24, 40, 112 and 320 channels (lite0), or 16, 24, 48, 120 and 352 (lite2). H and W are multiples of 32. The batch norms are folded into the convolutions:
-    their statistics are those of ImageNet, which a small batch of one's own would only blur.
+    They have 16, 24, 40, 112 and 320 channels (lite0), or 16, 24, 48, 120 and 352 (lite2). H and W are multiples of 32. The
+    batch norms are folded into the convolutions: their statistics are those of ImageNet, which a small batch of one's own would
+    only blur.
     """
 
     def __init__(self, name: str = "lite0", channels: int = 1):
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_timm(cls, weights: dict[str, torch.Tensor], channels: int = 1) -> "Encoder":
-        """timm's `tf_efficientnet_lite0` or `2`, by the width of its weights, batch norms folded. What follows the blocks is left out.
+        """The one whose weights these are, timm's `tf_efficientnet_lite0` or `2`, without what follows the blocks.
 
         Raises:
             ValueError: a weight is missing or has another shape.
@@ -147,7 +148,8 @@ class Encoder(nn.Module):
         def take(key: str, *shape: int) -> torch.Tensor:
             found = tuple(weights[key].shape) if key in weights else "missing"
             if found != shape:
-                raise ValueError(f"these are no weights of EfficientNet-{encoder.name.capitalize()}: {key} is {found}, not {shape}")
+                wanted = f"EfficientNet-{encoder.name.capitalize()}"
+                raise ValueError(f"these are no weights of {wanted}: {key} is {found}, not {shape}")
             return weights[key].float()
 
         for name, norm in norms.items():
