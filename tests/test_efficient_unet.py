@@ -216,12 +216,21 @@ def test_rare_colours_weigh_more_and_all_together_one():
 
 
 def test_colourfulness_of_what_is_known():
-    ab = torch.zeros(1, 2, 2, 2)
+    ab = torch.zeros(1, 2, 16, 16)
     assert colourfulness(ab).item() == pytest.approx(0, abs=2e-3)
     ab[:, 0] = 0.5
     assert colourfulness(ab).item() == pytest.approx(0.37 * 0.5, abs=2e-3)
-    ab[:, 1] = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
-    assert colourfulness(ab).item() == pytest.approx((4 / 3) ** 0.5 + 0.37 * 0.5, abs=2e-3)
+    ab[:, 1] = torch.tensor([1.0, -1.0]).repeat(8)
+    assert colourfulness(ab).item() == pytest.approx(1 + 0.37 * 0.5, abs=2e-3)
+
+
+def test_a_bright_line_is_not_colourful():
+    ab = torch.zeros(1, 2, 48, 48)
+    ab[..., 0] = 1
+    assert colourfulness(ab).item() == pytest.approx(0, abs=2e-3)
+    line, even = torch.zeros(1, 2, 48, 48), torch.zeros(1, 2, 48, 48)
+    line[:, 1, :, 24], even[:, 1, :, ::2] = 1, 0.1
+    assert colourfulness(line) < colourfulness(even)  # their standard deviations are 0.14 and 0.05
 
 
 def test_truth_and_logits_have_the_same_size(model):

@@ -32,6 +32,7 @@ from pretrained import HOME, Perceptual, freeze, load_encoder
 from run import Run, load, parse, parser
 
 NEAREST, SPREAD = 5, 5.0  # classes that share a colour, and the deviation of their Gaussian weights in units of a*, b*
+MARGIN = 2  # places along the edges whose colourfulness does not count
 SIDE = 2 * int(AB_SCALE) + 1  # of the table from whole a*, b* to classes
 
 SUMMARY = """A U-Net with an EfficientNet-{encoder} encoder from ImageNet and criss-cross attention, which gives every place of
@@ -114,9 +115,15 @@ class Targets(nn.Module):
 
 
 def colourfulness(ab: torch.Tensor) -> torch.Tensor:
-    """ab (B, 2, h, w) -> (B,), in the same units. Hasler and Suesstrunk (2003), section 4, the form for CIELab."""
-    spread = ab.var(dim=(2, 3)).sum(1)
-    return (spread + 1e-6).sqrt() + 0.37 * ab.mean(dim=(2, 3)).norm(dim=1)  # the slope of a root is infinite at 0
+    """ab (B, 2, h, w) -> (B,), in the same units: how far colours are from their mean, and 0.37 of how far that is from gray.
+
+    Hasler and Suesstrunk (2003), section 4, the form for CIELab, but with the mean distance instead of its root mean square,
+    and without the margin: else the cheapest way to be as colourful as the truth is a bright line along one edge.
+    """
+    ab = ab[..., MARGIN : ab.shape[2] - MARGIN, MARGIN : ab.shape[3] - MARGIN]
+    mean = ab.mean(dim=(2, 3), keepdim=True)
+    spread = ((ab - mean).square().sum(1) + 1e-6).sqrt().mean(dim=(1, 2))  # the slope of a root is infinite at 0
+    return spread + 0.37 * mean.flatten(1).norm(dim=1)
 
 
 def first_truths(run: Run, stride: int) -> Iterator[torch.Tensor]:
@@ -141,7 +148,7 @@ def main() -> None:
         model = load(args.start)
     else:
         known = args.dry_run and args.encoder == HOME  # a plan fetches nothing
-        encoder = Encoder() if known else load_encoder(args.encoder)
+        encoder = Encoder("lite2") if known else load_encoder(args.encoder)
         model = EfficientUNet(EfficientUNetConfig(encoder=encoder.name, width=args.width, stride=args.stride))
         model.encoder = encoder
     model.config = replace(model.config, temperature=args.temperature, image_size=args.image_size)

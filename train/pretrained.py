@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from colorize.color import lab_to_rgb, network_to_lab
 from colorize.models.efficient_unet import Encoder
 
-HOME = "timm/tf_efficientnet_lite0.in1k"  # of the weights, on the Hub
+HOME = "timm/tf_efficientnet_lite2.in1k"  # of the weights, on the Hub
 WINDOW = 128  # pixels of the side that is compared, anywhere in the picture: 192 would take twice as long
 
 
