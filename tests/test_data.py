@@ -283,3 +283,27 @@ def test_a_gray_patch_of_an_old_print_has_grain_and_no_more():
     torch.manual_seed(0)
     spread = data.old_print(torch.full((50, 16, 16, 3), 128, dtype=torch.uint8)).flatten(1).std(1)
     assert spread.max() < 0.11 and spread.mean() > 0.02
+
+
+def test_varied_pictures_are_other_views_of_the_same_scene():
+    crops = data.Photos(data._pictures(PHOTOS[0].parent), 64)
+    batch = torch.stack([crops[0]] * 20)
+    torch.manual_seed(0)
+    views = data.varied(batch, mosaics=0)
+    assert views.shape == batch.shape and views.dtype == torch.uint8
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 20
+    assert (views.float().mean((1, 2)) - batch.float().mean((1, 2))).abs().max() < 25  # its colours, no black corners
+    flat = torch.full((20, 32, 32, 3), 77, dtype=torch.uint8)
+    assert (data.varied(flat, mosaics=0.5) == 77).all()
+
+
+def test_a_mosaic_is_made_of_four_pictures():
+    batch = torch.arange(8, dtype=torch.uint8).mul(30).view(8, 1, 1, 1).repeat(1, 32, 32, 3)
+    torch.manual_seed(0)
+    mosaics = data.varied(batch, mosaics=1)
+    values, counts = mosaics[..., 0].unique(return_counts=True)
+    assert values.tolist() == batch[:, 0, 0, 0].tolist() and (counts == 8 * 32 * 32 // 8).all()  # nothing else, all as much
+    assert max(len(mosaic.unique()) for mosaic in mosaics) in (3, 4)
+    torch.manual_seed(0)
+    some = data.varied(batch.repeat(50, 1, 1, 1), mosaics=0.3)
+    assert 0.2 < sum(len(picture.unique()) > 1 for picture in some) / 400 < 0.4

@@ -6,6 +6,7 @@ workers or processes. So the same seed gives the same run, and a resumed run goe
 
 import atexit
 import itertools
+import math
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
 from colorize.color import LIGHTNESS_SCALE, gray_to_lightness, lab_to_network, rgb_to_lab
@@ -278,6 +280,31 @@ def loader(photos: Photos | PhotoStream, batch_size: int, workers: int, start: i
 def to_network(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, H, W, 3) uint8 RGB -> lightness (B, 1, H, W) and ab (B, 2, H, W), both in [-1, 1], on the batch's device."""
     return lab_to_network(rgb_to_lab(batch.permute(0, 3, 1, 2) / 255))
+
+
+def varied(batch: torch.Tensor, mosaics: float) -> torch.Tensor:
+    """(B, H, W, 3) uint8 RGB, H and W even, with more variety than a crop has, for networks that else learn pictures by heart.
+
+    Each is turned by up to 15 degrees, enlarged or reduced by up to a quarter and stretched; what is beyond its edges mirrors it.
+    Then so large a share of them gives way to mosaics of four at half the size, of which no corner has a fixed place.
+    """
+    count, (height, width) = len(batch), batch.shape[1:3]
+
+    def draw(most: float) -> torch.Tensor:
+        return torch.empty(count, device=batch.device).uniform_(-most, most)
+
+    angle, zoom, aspect = draw(math.pi / 12), draw(0.25).exp(), draw(0.15).exp()
+    across, down = zoom * aspect, zoom / aspect
+    rows = (across * angle.cos(), -down * angle.sin(), (1 - across) * draw(1))
+    rows += (across * angle.sin(), down * angle.cos(), (1 - down) * draw(1))
+    grid = affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), [count, 3, height, width], align_corners=False)
+    rgb = grid_sample(batch.permute(0, 3, 1, 2).float(), grid, padding_mode="reflection", align_corners=False)
+    half = avg_pool2d(rgb, 2)
+    top, bottom = (torch.cat([half[torch.randperm(count)] for _ in range(2)], dim=3) for _ in range(2))
+    shift = (int(torch.randint(height, ())), int(torch.randint(width, ())))
+    mosaic = torch.cat((top, bottom), dim=2).roll(shift, dims=(2, 3))
+    chosen = torch.rand(count, 1, 1, 1, device=batch.device) < mosaics
+    return torch.where(chosen, mosaic, rgb).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def old_print(batch: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ import supervised
 from colorize.color import AB_SCALE
 from colorize.models import EfficientUNet, EfficientUNetConfig
 from colorize.models.efficient_unet import Encoder
-from data import Photos, PhotoStream, loader, seen_as, to_network
+from data import Photos, PhotoStream, loader, seen_as, to_network, varied
 from pretrained import HOME, Perceptual, freeze, load_encoder
 from run import Run, load, parse, parser
 
@@ -53,6 +53,7 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
+    f.add_argument("--mosaics", type=float, default=0.3, help="share of the pictures that are four at half the size")
     f.add_argument("--old-prints", type=float, default=0.4, help="share of the pictures that are shown as old, faded prints")
     f.add_argument("--class-weight", type=float, default=1.0, help="of the cross entropy")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
@@ -166,6 +167,7 @@ def main() -> None:
     targets = targets.to(run.accelerator.device)
 
     def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        batch = varied(batch, args.mosaics)
         lightness, truth = to_network(batch)
         painted, logits = network(seen_as(batch, lightness, args.old_prints), classes=True)
         coarse, wanted = shrink(painted, stride), shrink(truth, stride)
