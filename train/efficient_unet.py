@@ -53,7 +53,7 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
-    f.add_argument("--mosaics", type=float, default=0.3, help="share of the pictures that are four at half the size")
+    f.add_argument("--mosaics", type=float, default=0.3, help="share of the pictures, all turned and stretched, that are four at half the size; 0: as they are")
     f.add_argument("--old-prints", type=float, default=0.4, help="share of the pictures that are shown as old, faded prints")
     f.add_argument("--class-weight", type=float, default=1.0, help="of the cross entropy")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
@@ -167,7 +167,7 @@ def main() -> None:
     targets = targets.to(run.accelerator.device)
 
     def loss(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        batch = varied(batch, args.mosaics)
+        batch = varied(batch, args.mosaics) if args.mosaics else batch
         lightness, truth = to_network(batch)
         painted, logits = network(seen_as(batch, lightness, args.old_prints), classes=True)
         coarse, wanted = shrink(painted, stride), shrink(truth, stride)
