@@ -285,7 +285,7 @@ def to_network(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def varied(batch: torch.Tensor, mosaics: float) -> torch.Tensor:
     """(B, H, W, 3) uint8 RGB, H and W even, with more variety than a crop has, for networks that else learn pictures by heart.
 
-    Each is turned by up to 15 degrees, enlarged or reduced by up to a quarter and stretched; what is beyond its edges mirrors it.
+    Each is turned by up to 15 degrees, enlarged or reduced by up to a quarter and stretched; beyond its edges it is mirrored.
     Then so large a share of them gives way to mosaics of four at half the size, of which no corner has a fixed place.
     """
     count, (height, width) = len(batch), batch.shape[1:3]

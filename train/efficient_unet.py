@@ -53,12 +53,7 @@ def flags() -> argparse.ArgumentParser:
     f.add_argument("--temperature", type=float, default=0.38, help="of the annealed mean")
     f.add_argument("--uniform", type=float, default=0.9, help="how alike colours count: 0 by their rarity, 1 all the same")
     f.add_argument("--prior-pictures", type=int, default=1024, help="training pictures from which rarity is estimated")
-    f.add_argument(
-        "--mosaics",
-        type=float,
-        default=0.3,
-        help="share of the pictures that are four in one, all others turned; 0: as they are",
-    )
+    f.add_argument("--mosaics", type=float, default=0.3, help="share of pictures that are four in one, the rest turned; 0: no")
     f.add_argument("--old-prints", type=float, default=0.4, help="share of the pictures that are shown as old, faded prints")
     f.add_argument("--class-weight", type=float, default=1.0, help="of the cross entropy")
     f.add_argument("--l1-weight", type=float, default=0.0, help="of the L1 distance of the painted ab")
