@@ -283,7 +283,7 @@ def to_network(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def varied(batch: torch.Tensor, mosaics: float) -> torch.Tensor:
-    """(B, H, W, 3) uint8 RGB, H and W even, with more variety than a crop has, for networks that else learn pictures by heart.
+    """(B, H, W, 3) uint8 RGB with more variety than a crop has, for networks that else learn pictures by heart.
 
     Each is turned by up to 15 degrees, enlarged or reduced by up to a quarter and stretched; beyond its edges it is mirrored.
     Then so large a share of them gives way to mosaics of four at half the size, of which no corner has a fixed place.
@@ -299,10 +299,10 @@ def varied(batch: torch.Tensor, mosaics: float) -> torch.Tensor:
     rows += (across * angle.sin(), down * angle.cos(), (1 - down) * draw(1))
     grid = affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), [count, 3, height, width], align_corners=False)
     rgb = grid_sample(batch.permute(0, 3, 1, 2).float(), grid, padding_mode="reflection", align_corners=False)
-    half = avg_pool2d(rgb, 2)
+    half = avg_pool2d(rgb, 2, ceil_mode=True)
     top, bottom = (torch.cat([half[torch.randperm(count)] for _ in range(2)], dim=3) for _ in range(2))
     shift = (int(torch.randint(height, ())), int(torch.randint(width, ())))
-    mosaic = torch.cat((top, bottom), dim=2).roll(shift, dims=(2, 3))
+    mosaic = torch.cat((top, bottom), dim=2)[..., :height, :width].roll(shift, dims=(2, 3))
     chosen = torch.rand(count, 1, 1, 1, device=batch.device) < mosaics
     return torch.where(chosen, mosaic, rgb).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
