@@ -295,7 +295,7 @@ def build() -> gr.Blocks:
             with gr.Column(elem_id="settings"):
                 with gr.Accordion("Model, size, saturation", open=False):
                     names = sorted(hub.checkpoints(HERE / "checkpoints"), key=lambda name: name != DEFAULT)
-                    hint = "Or type a Hub id: user/model"
+                    hint = "The first colours best; the README compares them. Or type a Hub id: user/model"
                     model = gr.Dropdown(names, value=DEFAULT, label="Model", info=hint, allow_custom_value=True)
                     size = gr.Dropdown(SIZES, value=0, label="Size", info="Pixels on the short side that the network sees")
                     saturation = gr.Slider(0, 2, 1, step=0.05, label="Saturation", buttons=["reset"])
