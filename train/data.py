@@ -283,7 +283,7 @@ def to_network(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def varied(batch: torch.Tensor, mosaics: float) -> torch.Tensor:
-    """(B, H, W, 3) uint8 RGB with more variety than a crop has, for networks that else learn pictures by heart.
+    """(B, H, W, 3) uint8 RGB with more variety than a crop has.
 
     Each is turned by up to 15 degrees, enlarged or reduced by up to a quarter and stretched; beyond its edges it is mirrored.
     Then so large a share of them gives way to mosaics of four at half the size, of which no corner has a fixed place.

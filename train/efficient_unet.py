@@ -8,8 +8,8 @@ The loss is that of Zhang et al., "Colorful Image Colorization" (2016), section 
 to the true colour, weighted by how rare it is; and what is painted from the classes should look like the truth, to a network
 that knows things, and be as colourful. The pretrained encoder follows at a tenth of the learning rate; its depthwise kernels
 and first stages stay as ImageNet left them, which on a CPU makes a step twice as fast. All pictures are turned and stretched,
-some are four in one, against learning them by heart, and some are shown to it as plates and faded prints, so that it knows
-those too. EXPERIMENTS.md says what else was tried.
+some are four in one, for variety, and some are shown to it as plates and faded prints, so that it knows those too.
+EXPERIMENTS.md says what else was tried.
 """
 
 import argparse
